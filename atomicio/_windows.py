@@ -31,7 +31,9 @@ class Staging(_posix.Staging):
         if not self.status.st_mode & stat.S_IWRITE:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    _split = staticmethod(os.path.split)
+    @staticmethod
+    def _split(path: str) -> tuple[str, str]:
+        return os.path.split(path)
 
     def keep_metadata(self) -> None:
         """Take note of the staging file; the ACL of the directory is inherited."""
