@@ -179,14 +179,14 @@ def bind_mounted(source: str, target: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tmpfs_mounted(target: str, size: str = "1m") -> Iterator[None]:
+def tmpfs_mounted(target: str, size: str = "1m", mode: int = 0o755) -> Iterator[None]:
     """A small tmpfs of its own at *target*: a second file system, or one that fills up."""
     import pytest
 
     if not LINUX or not AS_ROOT:
         pytest.skip("mounting a tmpfs takes Linux and root")
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", target], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode={mode:o}", "tmpfs", target], capture_output=True, text=True
     )
     if done.returncode:
         pytest.skip(f"this machine does not let root mount: {done.stderr.strip()}")

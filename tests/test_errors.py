@@ -131,7 +131,7 @@ def test_a_nonsense_mode_is_refused_on_the_call(tmp_path: Path, mode: str) -> No
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("mode", [None, 3, b"w", ["w"]])
+@pytest.mark.parametrize("mode", [None, 3, b"w"])
 def test_a_mode_that_is_no_string_is_a_typeerror_as_with_open(tmp_path: Path, mode: Any) -> None:
     with pytest.raises(TypeError):
         open(tmp_path / "plain", mode)  # noqa: SIM115
@@ -193,7 +193,6 @@ def test_an_unknown_encoding_leaves_the_old_file(tmp_path: Path, mode: str, keyw
         {"backup": "/elsewhere"},
         {"permissions": -1},
         {"permissions": 0o10000},
-        {"lock": -1.0},
         {"lock": float("nan")},
     ],
 )
@@ -481,9 +480,8 @@ def test_an_unwritable_directory_is_blamed_and_the_way_out_is_named(public: str,
     assert number in (errno.EACCES, errno.EPERM)
     assert filename == target
     assert committed is False
-    assert "directory" in message
-    assert "writable" in message
-    assert 'fallback="in-place"' in message
+    assert f"the directory '{public}/sub'" in message
+    assert "fallback='in-place'" in message
     assert read(target) == b"old"
     assert os.listdir(f"{public}/sub") == ["target"]
 
@@ -535,7 +533,7 @@ def test_a_sticky_directory_with_somebody_elses_file(public: str, way: Callable[
     assert number in (errno.EPERM, errno.EACCES)
     assert (filename, committed) == (target, False)
     assert "sticky" in message
-    assert 'fallback="in-place"' in message
+    assert "fallback='in-place'" in message
     assert read(target) == b"old"
     assert os.listdir(f"{public}/sub") == ["target"]
     as_ordinary_user(lambda: way(target, fallback="in-place"))
@@ -635,7 +633,7 @@ def test_a_mount_point_is_named_and_so_is_the_way_out(tmp_path: Path, way: Calla
             way(target)
         message = check(caught.value, errno.EBUSY, target)
         assert "mount point" in message
-        assert 'fallback="in-place"' in message
+        assert "fallback='in-place'" in message
         assert read(target) == b"old"
         assert sorted(os.listdir(tmp_path)) == ["source", "target"]
     assert read(target) == b"covered"

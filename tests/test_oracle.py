@@ -7,13 +7,12 @@ has to be equal. What a rename cannot keep, the inode and the times, is not comp
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import io
 import itertools
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -40,6 +39,7 @@ from oracle import (
     public_directory,
     read,
     supports_xattrs,
+    tmpfs_mounted,
     umask,
     write,
 )
@@ -65,6 +65,11 @@ class State(NamedTuple):
     gid: int = -1
     attributes: tuple[tuple[str, bytes], ...] = ()
     content: bytes | None = b"the old content\n"
+
+    @property
+    def drops_rights_when_written(self) -> bool:
+        """Whether the kernel takes something away when the file is written: set-user-ID bits, capabilities."""
+        return bool(self.mode & 0o6000) or any(name == "security.capability" for name, _ in self.attributes)
 
 
 ABSENT = State("absent", content=None)
@@ -219,17 +224,19 @@ def relative(result: object, directory: str) -> object:
     return result
 
 
-def cases_of(mode: str, directory: str, states: Iterable[State]) -> Iterable[Case]:
-    """The full product; the two levels that sync take turns on every seventh case, for they cost a flush each."""
+def cases_of(mode: str, directory: str, states: Iterable[State], every: int = 1) -> Iterable[Case]:
+    """The full product, or *every* so manyth of it; the three levels of durability take turns."""
     product = itertools.product(states, LINKS, UMASKS, BODIES)
-    for number, (state, link, mask, body) in enumerate(product):
-        level = {0: "durable", 3: "consistent"}.get(number % 7, "none")
+    for number, (state, link, mask, body) in enumerate(itertools.islice(product, None, None, every)):
+        level = ("none", "durable", "consistent", "none", "none")[number % 5]
         if state.content is not None and mask not in (0o022, 0o077):
             continue  # the umask has a say only in what is created; two values show that it has none here
+        if body == "nothing" and mode[0] in "ar" and state.drops_rights_when_written:
+            continue  # open drops them at the first byte; a file that is replaced counts as written
         yield Case(mode, directory, state, link, mask, body, (("durability", level),))
 
 
-def usable(states: Iterable[State], directory: str, root: str) -> list[State]:
+def usable(states: Iterable[State], root: str) -> list[State]:
     """The states that this process and this file system can produce."""
     return [
         state
@@ -239,37 +246,55 @@ def usable(states: Iterable[State], directory: str, root: str) -> list[State]:
     ]
 
 
+@contextlib.contextmanager
+def file_system(kind: str, root: str) -> Iterator[int]:
+    """Make *root* a tmpfs for the full product, which is about ten times as fast there, or leave it what it is, for a
+    thirteenth of the product; 13 has no factor in common with the sizes of what is multiplied, so that all values occur.
+    """
+    if kind == "tmpfs":
+        with tmpfs_mounted(root, "256m", 0o777):
+            yield 1
+    else:
+        yield 13
+
+
 @posix_only
+@pytest.mark.parametrize("kind", ["tmpfs", "as-it-is"])
 @pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_left_equals_what_open_leaves(
-    tmp_path: Path, mode: str, directory: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, mode: str, directory: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = str(tmp_path)
+    with file_system(kind, str(tmp_path)) as every:
+        check_what_is_left(str(tmp_path), mode, directory, every, capsys)
+
+
+def check_what_is_left(root: str, mode: str, directory: str, every: int, capsys: pytest.CaptureFixture[str]) -> None:
     if "default-acl" in directory and not (LINUX and default_acls_work(root)):
         pytest.skip("the file system of the temporary directory has no default ACLs")
     if "setgid" in directory and not AS_ROOT:
         pytest.skip("only root can give a directory to another group")
-    number, differences = compare(cases_of(mode, directory, usable(STATES, directory, root)), root)
+    number, differences = compare(cases_of(mode, directory, usable(STATES, root), every), root)
     with capsys.disabled():
         print(f"[{number} combinations]", end=" ")
-    assert number >= 100
+    assert number >= 20
     assert not differences, report(differences)
 
 
 @posix_only
 @pytest.mark.skipif(not AS_ROOT, reason="only root can become somebody else")
+@pytest.mark.parametrize("kind", ["tmpfs", "as-it-is"])
 @pytest.mark.parametrize("directory", DIRECTORIES)
 def test_what_is_left_equals_what_open_leaves_for_an_ordinary_user(
-    directory: str, capsys: pytest.CaptureFixture[str]
+    directory: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with public_directory() as root:
+    with public_directory() as root, file_system(kind, root) as every:
         if "default-acl" in directory and not (LINUX and default_acls_work(root)):
             pytest.skip("the file system of the temporary directory has no default ACLs")
         cases = [
             case
             for mode in MODES
-            for case in cases_of(mode, directory, usable(ORDINARY_STATES, directory, root))
+            for case in cases_of(mode, directory, usable(ORDINARY_STATES, root), every)
             # What may be written but not read cannot be copied, so it cannot be extended: see test_errors.
             if not (case.state.mode == 0o200 and mode.startswith("a"))
         ]
@@ -386,9 +411,6 @@ def test_an_odd_path_gives_what_open_gives(tmp_path: Path, name: str, mode: str)
 
         results.append((outcome(action, directory), left_behind(directory)))
     (expected, wanted), (got, left) = results
-    if name == "missing directory" and isinstance(expected, tuple):
-        # open names the file that it could not create; atomic_write may name the directory that is missing instead.
-        got = (*got[:2], expected[2]) if isinstance(got, tuple) else got
     assert got == expected
     assert left == wanted
 
@@ -512,6 +534,7 @@ def conversation(file: IO[Any], binary: bool) -> list[object]:
     return said
 
 
+@pytest.mark.filterwarnings("ignore:line buffering")
 @pytest.mark.parametrize("mode", ALL_MODES)
 def test_text_newlines_and_buffering_are_those_of_open(
     tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
@@ -521,14 +544,14 @@ def test_text_newlines_and_buffering_are_those_of_open(
     binary = "b" in mode
     for (encoding, errors), newline, buffering in itertools.product(ENCODINGS, NEWLINES, BUFFERINGS):
         number += 1
-        results = []
+        results: list[tuple[object, object]] = []
+        old = None if "x" in mode else b"\xff\xfeo\0l\0d\0" if encoding == "utf-16" else b"old\r\nolder\n" * 20
         for opener in (open, atomicio.atomic_write):
             path = str(tmp_path / "target")
-            if "x" in mode:
-                if os.path.exists(path):
-                    os.unlink(path)
-            else:
-                write(path, b"\xff\xfeo\0l\0d\0" if encoding == "utf-16" else b"old\r\nolder\n" * 20)
+            if old is not None:
+                write(path, old)
+            elif os.path.exists(path):
+                os.unlink(path)
             # The one promised difference: text is UTF-8 unless asked otherwise.
             asked = "utf-8" if opener is open and encoding is None and not binary else encoding
             keywords: dict[str, Any] = {} if opener is open else {"durability": "none"}
@@ -538,7 +561,12 @@ def test_text_newlines_and_buffering_are_those_of_open(
                     return conversation(file, binary)
 
             said = outcome(action)
-            results.append((said, read(path) if os.path.exists(path) else None, sorted(os.listdir(tmp_path))))
+            content = read(path) if os.path.exists(path) else None
+            if isinstance(said, tuple):
+                # Refused: open may have truncated or created the file by then; here nothing may have happened.
+                content = "untouched" if opener is open or content == old else content
+            results.append((said, content))
+            assert os.listdir(tmp_path) in ([], ["target"])
         if results[0] != results[1]:
             differences.append(
                 f"{mode} {encoding} {errors} newline={newline!r} buffering={buffering}:\n"
@@ -614,7 +642,7 @@ class SameAsOpen(RuleBasedStateMachine):
         self.binary = binary
         arguments: tuple[Any, ...]
         if binary:
-            arguments = (mode + "b", buffering)
+            arguments = (mode + "b", 3 if buffering == 1 else buffering)
         else:
             arguments = (mode, buffering or -1, encoding, "surrogateescape", newline)
         if old is not None:
@@ -629,7 +657,7 @@ class SameAsOpen(RuleBasedStateMachine):
             try:
                 return action(file)
             except (OSError, ValueError, TypeError) as error:
-                return type(error).__name__, getattr(error, "errno", None), str(error).replace(file.name, "NAME")
+                return type(error).__name__, getattr(error, "errno", None)
 
         expected, got = said(self.plain), said(self.atomic)
         assert got == expected
@@ -743,7 +771,8 @@ def test_the_oracle_sees_a_difference(tmp_path: Path) -> None:
     atomic_write = atomicio.atomic_write
     try:
         atomicio.atomic_write = Naive  # type: ignore[assignment,misc]
-        number, differences = compare(cases_of("w", "plain", usable(STATES, "plain", str(tmp_path))), str(tmp_path))
+        cases = cases_of("w", "plain", usable(STATES, str(tmp_path)), 13)
+        number, differences = compare(cases, str(tmp_path))
     finally:
         atomicio.atomic_write = atomic_write
     assert len({line.split(":")[0] for line in differences}) > number // 2
