@@ -10,7 +10,7 @@ import time
 from . import _posix
 from ._posix import copy_content, make_directories, sync_file, temporary_name
 
-__all__ = ["Staging", "absolute", "copy_content", "make_directories", "sync_file", "temporary_name"]
+__all__ = ["Staging", "absolute", "copy_content", "make_directories", "split", "sync_file", "temporary_name"]
 
 # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody has the file open; a scanner lets go of it soon.
 _PASSING = frozenset({5, 32, 33})

@@ -274,16 +274,16 @@ class AtomicWriter(Generic[F]):
             self.commit()
 
     def __del__(self) -> None:
-        if self._state is _STAGED and os.getpid() == self._staging.owner:  # type: ignore[union-attr]
-            import warnings  # noqa: PLC0415
+        staging = self._staging
+        if staging is None:
+            return
+        try:
+            if self._state is _STAGED and os.getpid() == staging.owner:
+                import warnings  # noqa: PLC0415
 
-            try:
-                warnings.warn(
-                    f"an atomic write to {self.target!r} was never committed: discarded", ResourceWarning, 2, source=self
-                )
-            finally:
-                self._finish()
-        else:
+                message = f"an atomic write to {self.target!r} was never committed: discarded"
+                warnings.warn(message, ResourceWarning, 2, source=self)
+        finally:
             self._finish()
 
     def __repr__(self) -> str:
