@@ -86,12 +86,6 @@ def absolute(path: str) -> str:
     return path if path[:1] == "/" or not path else os.path.join(os.getcwd(), path)
 
 
-def split(path: str) -> tuple[str, str]:
-    """Split *path* into directory and name: os.path.split, several times faster."""
-    directory, slash, name = path.rpartition("/")
-    return directory or slash, name
-
-
 def temporary_name(suffix: str = "") -> str:
     """Return a name that no other writer has: 64 random bits, in the one shape that the library's names have."""
     return f"{PREFIX}{os.urandom(8).hex()}{SUFFIX}{suffix}"
@@ -238,7 +232,8 @@ class Staging(Descriptors):
     lent = False
     #: Device and inode number of the staging file, from when its metadata is settled.
     identity: tuple[int, int] | None = None
-    _permissions: int | None = None
+    #: The mode that is wanted; None for the old file's, or what the kernel gives to a new one.
+    permissions: int | None = None
     _directory: int | None = None
     _at = ""  # what comes before a name where calls relative to a descriptor do not exist
 
@@ -254,6 +249,12 @@ class Staging(Descriptors):
         """The staging file."""
         return self._fds[-1]
 
+    @staticmethod
+    def _split(path: str) -> tuple[str, str]:
+        """Split *path* into directory and name: os.path.split, several times faster."""
+        directory, slash, name = path.rpartition("/")
+        return directory or slash, name
+
     def _replaces_file(self) -> bool:
         return self.status is not None and stat.S_ISREG(self.status.st_mode)
 
@@ -261,7 +262,7 @@ class Staging(Descriptors):
 
     def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False) -> None:
         """Open the target's directory and look at the target, resolving the path as open(2) does, one link at a time."""
-        directory, name = split(self.path)
+        directory, name = self._split(self.path)
         self.directory = directory
         for _ in range(_MAX_LINKS + 1):
             if name in ("", ".", ".."):
@@ -282,7 +283,7 @@ class Staging(Descriptors):
             if self.status.st_dev == _proc():
                 self.through = True
                 return
-            directory, name = split(os.readlink(self._at + name, dir_fd=self._directory))
+            directory, name = self._split(os.readlink(self._at + name, dir_fd=self._directory))
             self.directory = os.path.join(self.directory, directory) if directory else self.directory
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
@@ -324,14 +325,13 @@ class Staging(Descriptors):
     def stage(self, suffix: str | None = None) -> None:
         """Make the staging file in the target's directory, unnamed where that is possible and no *suffix* asks for a name.
 
-        For a new target with 0666, to which the kernel applies umask and default ACL: reading the umask would be a race. For
-        an existing one with no permission that it does not give, until :meth:`keep_metadata` gives it all.
+        For a new target with 0666, to which the kernel applies umask and default ACL: reading the umask would be a race. Where
+        the mode is the old file's or the caller's, with nothing for others as long as :meth:`keep_metadata` has not set it.
         """
         unnamed = getattr(os, "O_TMPFILE", 0)
         if unnamed and suffix is None:
-            mode = 0o666
-            if self.status is not None:
-                mode = stat.S_IMODE(self.status.st_mode) & 0o777 if self._replaces_file() else 0o666
+            # Nobody can open a file without a name, so it may begin with the mode that it will have.
+            mode = stat.S_IMODE(self.status.st_mode) & 0o777 if self._replaces_file() else 0o666  # type: ignore[union-attr]
             try:
                 self.open(self._at or ".", unnamed | _STAGING_FLAGS, mode, self._directory)
             except OSError as error:
@@ -343,7 +343,7 @@ class Staging(Descriptors):
         self._stage_named(suffix or "")
 
     def _stage_named(self, suffix: str = "") -> None:
-        mode = 0o600 if self._replaces_file() else 0o666
+        mode = 0o600 if self._replaces_file() or self.permissions is not None else 0o666
         for _ in range(_MAX_NAMES):
             self.temporary = temporary_name(suffix)
             try:
@@ -431,15 +431,14 @@ class Staging(Descriptors):
 
     # -- metadata ---------------------------------------------------------------------------------------------------------------
 
-    def keep_metadata(self, permissions: int | None) -> None:
-        """Give the staging file what the file it replaces has; *permissions* go before the old mode."""
-        self._permissions = permissions
+    def keep_metadata(self) -> None:
+        """Give the staging file what the file it replaces has; :attr:`permissions` go before the old mode."""
         new = os.fstat(self.fd)
         self.identity = new.st_dev, new.st_ino
         if self._replaces_file():
-            keep(self.fd, new, self.status, self._target_path(), permissions)  # type: ignore[arg-type]
-        elif permissions is not None:
-            os.fchmod(self.fd, permissions)
+            keep(self.fd, new, self.status, self._target_path(), self.permissions)  # type: ignore[arg-type]
+        elif self.permissions is not None:
+            os.fchmod(self.fd, self.permissions)
 
     def _target_path(self) -> str:
         # The calls for extended attributes know no directory descriptor; this has the same effect.
@@ -537,7 +536,7 @@ class Staging(Descriptors):
                 self._stage_named()
                 os.lseek(unnamed, 0, os.SEEK_SET)
                 copy_content(unnamed, self.fd)
-                self.keep_metadata(self._permissions)
+                self.keep_metadata()
             return
         raise FileExistsError(errno.EEXIST, "no unused temporary name could be found")
 

@@ -10,7 +10,7 @@ import time
 from . import _posix
 from ._posix import copy_content, make_directories, sync_file, temporary_name
 
-__all__ = ["Staging", "absolute", "copy_content", "make_directories", "split", "sync_file", "temporary_name"]
+__all__ = ["Staging", "absolute", "copy_content", "make_directories", "sync_file", "temporary_name"]
 
 # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody has the file open; a scanner lets go of it soon.
 _PASSING = frozenset({5, 32, 33})
@@ -31,11 +31,14 @@ class Staging(_posix.Staging):
         if not self.status.st_mode & stat.S_IWRITE:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    def keep_metadata(self, permissions: int | None) -> None:
-        """Set the read-only attribute if *permissions* ask for it; the ACL of the directory is inherited."""
+    @staticmethod
+    def _split(path: str) -> tuple[str, str]:
+        return os.path.split(path)
+
+    def keep_metadata(self) -> None:
+        """Take note of the staging file; the ACL of the directory is inherited."""
         new = os.fstat(self.fd)
         self.identity = new.st_dev, new.st_ino
-        self._permissions = permissions
 
     def publish(self, *, sync: bool) -> None:
         """Replace the target: MoveFileExW with MOVEFILE_REPLACE_EXISTING, tried again while somebody has the target open."""
