@@ -59,7 +59,8 @@ def no_leaked_descriptors() -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which interpreter ran and why what was skipped was skipped, in lines that `.ci/run` collects."""
     build = " free-threaded" if not getattr(sys, "_is_gil_enabled", lambda: True)() else ""
-    terminalreporter.write_line(f"ran on {platform.python_implementation()} {platform.python_version()}{build}, {sys.platform}")
+    version = f"{platform.python_implementation()} {platform.python_version()}{build}"
+    terminalreporter.write_line(f"ran on {version}, {sys.platform}")
     skipped = terminalreporter.stats.get("skipped", [])
     # A skipped report's `longrepr` is (file, line, "Skipped: reason").
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)

@@ -1,8 +1,8 @@
 """Every code block of the README and of the documentation does what the page says.
 
-``python`` blocks of a page run one after the other in one namespace, ``pycon`` blocks are doctests in the same namespace, ``console`` blocks
-are typed into a shell and print what is shown; all in one empty folder for each page. ``sh`` blocks are the README's two commands, which
-``.ci/run`` takes from there and runs.
+``python`` blocks of a page run one after the other in one namespace, ``pycon`` blocks are doctests in the same
+namespace, ``console`` blocks are typed into a shell and print what is shown; all in one empty folder for each page.
+``sh`` blocks are the README's two commands, which ``.ci/run`` takes from there and runs.
 """
 
 from __future__ import annotations
@@ -28,17 +28,24 @@ SHOWN = {"sh", "text", "c", "toml", "diff"}
 
 def blocks(page: Path) -> list[tuple[int, str, str]]:
     text = page.read_text(encoding="utf-8") + "\n"
-    assert text.count(".. code-block::") == len(BLOCK.findall(text)), f"{page.name}: a block that this test does not see"
-    return [(text.count("\n", 0, match.start(3)), match[2], textwrap.dedent(match[3])) for match in BLOCK.finditer(text)]
+    found = list(BLOCK.finditer(text))
+    assert text.count(".. code-block::") == len(found), f"{page.name}: a block that this test does not see"
+    return [(text.count("\n", 0, match.start(3)), match[2], textwrap.dedent(match[3])) for match in found]
 
 
 def run_console(block: str, where: str) -> None:
-    environment = {**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    environment = {**os.environ, "PATH": path, "LC_ALL": "C.UTF-8"}
     for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         command, _, expected = step.partition("\n")
         result = subprocess.run(
-            ["bash", "-c", command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            encoding="utf-8", env=environment, timeout=60,
+            ["bash", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            env=environment,
+            timeout=60,
         )
         assert result.stdout.strip() == expected.strip(), f"{where}: $ {command}"
 
@@ -48,7 +55,7 @@ def run_pycon(block: str, namespace: dict[str, object], where: str, line: int) -
     # get_doctest copies the names it is given; the page's blocks are to share them.
     examples.globs = namespace
     report: list[str] = []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL | doctest.NORMALIZE_WHITESPACE)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL)
     runner.run(examples, out=report.append, clear_globs=False)
     assert not report, "".join(report)
 

@@ -12,14 +12,15 @@ import atomicio
 
 PACKAGE_PARENT = Path(atomicio.__file__).parent.parent
 
-HEAVY = frozenset(
-    "asyncio concurrent contextlib ctypes dataclasses datetime enum filelock functools glob importlib.metadata inspect logging "
-    "multiprocessing pathlib random re secrets shutil socket subprocess tempfile threading typing uuid".split()
-)
+HEAVY = {
+    "asyncio", "concurrent", "contextlib", "ctypes", "dataclasses", "datetime", "enum", "filelock", "functools", "glob",
+    "importlib.metadata", "inspect", "logging", "multiprocessing", "pathlib", "random", "re", "secrets", "shutil",
+    "socket", "subprocess", "tempfile", "threading", "typing", "uuid",
+}  # fmt: skip
 
 
 def run(program: str, *arguments: str) -> list[str]:
-    """Run `program` in an interpreter that has loaded nothing but itself (no site, so no `.pth` file that imports), return its lines."""
+    """The lines that `program` prints, run in an interpreter without site and so without `.pth` files that import."""
     preamble = f"import sys\nsys.path.insert(0, {str(PACKAGE_PARENT)!r})\n"
     process = subprocess.run(
         [sys.executable, "-I", "-S", "-X", "utf8", "-c", preamble + program, *arguments],
@@ -62,7 +63,7 @@ WRITES = {
 
 @pytest.mark.parametrize("case", WRITES)
 def test_a_write_imports_nothing(case: str, no_litter: Path) -> None:
-    """pytest itself writes its caches with an emptied ``sys.meta_path``: an import in the middle of a write would fail there."""
+    """pytest writes its caches with an emptied ``sys.meta_path``: an import in the middle would fail there."""
     target = no_litter / "target"
     existed = case not in {"w, new", "x"}
     if existed:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAME = PROJECT["name"]
-(VERSION,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / NAME / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+INIT = (ROOT / NAME / "__init__.py").read_text(encoding="utf-8")
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)
 # What is imported or tells type checkers that the package is typed; no caches, no editor's backups, no compiled files.
 MODULES = {f"{NAME}/py.typed"} | {path.relative_to(ROOT).as_posix() for path in (ROOT / NAME).rglob("*.py")}
 
@@ -67,17 +68,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel], check=True
-    )
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    subprocess.run([*pip, "install", "--quiet", "--no-index", "--no-deps", wheel], check=True)
     return python
 
 
 def output(*command: str | Path, cwd: Path, **options: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=environment, timeout=60, **options
-    ).stdout
+    process = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, encoding="utf-8", cwd=cwd, env=environment, timeout=60, **options
+    )
+    return process.stdout
 
 
 def test_the_wheel_holds_the_package_and_the_licence_and_nothing_else(wheel: Path) -> None:
@@ -127,8 +128,8 @@ def test_filelock_is_the_only_dependency(metadata: Message) -> None:
 
 def test_an_index_would_take_the_distributions(distributions: tuple[Path, Path]) -> None:
     """The description renders without a warning and the metadata is complete."""
-    pytest.importorskip("twine")
-    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *distributions], check=True, stdout=subprocess.DEVNULL)
+    twine = [sys.executable, "-m", "twine", "check", "--strict"]
+    subprocess.run([*twine, *distributions], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_the_version_stands_in_one_place() -> None:

@@ -1,12 +1,12 @@
 """A user's program, read by type checkers and never run.
 
-Each ``assert_type`` fails when the mode no longer decides what is written, and each ``ignore`` is itself an error as soon as the
-mistake on its line is no longer found.
+Each ``assert_type`` fails when the mode no longer decides what is written, and each ``ignore`` is itself an error as
+soon as the mistake on its line is no longer found.
 """
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Literal, assert_type
@@ -31,7 +31,7 @@ def modes(path: str) -> None:
     with atomic_write(path, "wb") as binary:
         assert_type(binary, IO[bytes])
         binary.write(b"bytes")
-        binary.write("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        binary.write("text")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     with atomic_write(path, "xb", buffering=0) as binary:
         assert_type(binary, IO[bytes])
     with atomic_write(path, "ab+") as binary:
@@ -50,19 +50,20 @@ def paths(text: str, raw: bytes, path: Path) -> None:
     for target in (text, raw, path):
         with atomic_write(target) as file:
             print(file.name)
-    with atomic_write(3) as file:  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with atomic_write(3) as file:  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
         print(file)
 
 
 def options(path: Path, level: Literal["none", "consistent", "durable"]) -> None:
-    with atomic_write(path, durability=level, permissions=0o600, follow_symlinks=False, lock=True, make_parents=True) as file:
+    with atomic_write(path, durability=level, permissions=0o600, follow_symlinks=False, make_parents=True) as file:
         file.write("text")
-    with atomic_write(path, "wb", lock=2.5, fallback="in-place", skip_unchanged=True, backup=".bak") as binary:
+    with atomic_write(path, "wb", lock=True, fallback="in-place", skip_unchanged=True, backup=".bak") as binary:
         binary.write(b"bytes")
+    with atomic_write(path, lock=2.5) as file:
+        file.write("text")
     with atomic_write(path, lock=threading.Lock()) as file:
         file.write("text")
-    with atomic_write(path, durability="sometimes") as file:  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
-        file.write("text")
+    write_text(path, "text", durability="sometimes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def without_with(path: Path) -> bool:
@@ -85,7 +86,7 @@ def own_helper(writer: AtomicWriter[TextIOWrapper]) -> None:
 
 
 @contextlib.contextmanager
-def wrapped(path: Path) -> Iterator[IO[str]]:
+def wrapped(path: Path) -> Generator[IO[str], None, None]:
     with atomic_write(path) as file:
         yield file
 
