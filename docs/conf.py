@@ -10,8 +10,8 @@ release = version = re.search(r'^__version__ = "(.+)"$', package.read_text(encod
 extensions = ["sphinx.ext.autodoc"]
 exclude_patterns = ["_build", "changelog/*"]
 autodoc_member_order = "bysource"
-# Types stand in the docstrings' own words; overloads are shown as they are.
-autodoc_typehints = "signature"
+# One signature instead of one for each overload; the docstrings say in words what is taken.
+autodoc_typehints = "none"
 default_role = "code"
 
 html_theme = "furo"

@@ -19,7 +19,10 @@ import pytest
 if TYPE_CHECKING:
     from email.message import Message
 
+pytest.importorskip("build", reason="needs the package 'build'")
 ROOT = Path(__file__).parent.parent
+if not (ROOT / "README.rst").exists():
+    pytest.skip("the tests run without the checkout: nothing to build here", allow_module_level=True)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAME = PROJECT["name"]
 INIT = (ROOT / NAME / "__init__.py").read_text(encoding="utf-8")
