@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from oracle import AS_ROOT, LINUX, bind_mounted, mode_of, read, tmpfs_mounted, umask, write
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "COLUMNS": "200"}
@@ -47,7 +46,9 @@ def target(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("data", [b"", b"new\n", b"no newline at its end", bytes(range(256)) * 5000, b"\r\n\x1a\x00\xff"])
+@pytest.mark.parametrize(
+    "data", [b"", b"new\n", b"no newline at its end", bytes(range(256)) * 5000, b"\r\n\x1a\x00\xff"]
+)
 def test_standard_input_replaces_the_target(target: Path, data: bytes) -> None:
     done = run(target, data=data)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -90,7 +91,11 @@ def test_the_target_may_be_what_the_input_is_made_from(tmp_path: Path) -> None:
 def test_the_target_may_be_read_while_it_is_appended_to(tmp_path: Path) -> None:
     write(tmp_path / "f", b"line\n" * 50_000)
     subprocess.run(
-        f'cat f | "{sys.executable}" -m atomicio write --append f', shell=True, cwd=tmp_path, env=ENVIRONMENT, check=True
+        f'cat f | "{sys.executable}" -m atomicio write --append f',
+        shell=True,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        check=True,
     )
     assert read(tmp_path / "f") == b"line\n" * 100_000
 
@@ -382,7 +387,9 @@ def test_progress_in_bytes_on_a_terminal_and_only_past_a_second(target: Path, se
 
 
 def test_no_progress_where_there_is_no_terminal(target: Path) -> None:
-    with subprocess.Popen([*COMMAND, target], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+    with subprocess.Popen(
+        [*COMMAND, target], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    ) as process:
         assert process.stdin is not None and process.stderr is not None
         for _ in range(15):
             process.stdin.write(b"z" * 10_000)
@@ -411,7 +418,9 @@ def test_help_names_every_option() -> None:
 def test_the_version() -> None:
     import atomicio
 
-    done = subprocess.run([sys.executable, "-m", "atomicio", "--version"], capture_output=True, text=True, env=ENVIRONMENT)
+    done = subprocess.run(
+        [sys.executable, "-m", "atomicio", "--version"], capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert atomicio.__version__ in done.stdout
 

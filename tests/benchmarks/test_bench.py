@@ -2,8 +2,8 @@
 
     tox run -e bench
 
-Every round times every contender once, one after the other, so that what the machine does besides hits all alike. A ratio is
-the median over the rounds of (this contender / the hand-written sequence of the same sync in the same round).
+Every round times every contender once, one after the other, so that what the machine does besides hits all alike. A
+ratio is the median over the rounds of (this contender / the hand-written sequence of the same sync in the same round).
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from oracle import tmpfs_mounted
 
 import atomicio
-from oracle import tmpfs_mounted
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROUNDS = 41
 #: About how long a contender is timed for in each round, in seconds.
@@ -146,7 +148,11 @@ def peers() -> dict[str, list[Contender]]:
                 file.write_bytes(KIBIBYTE)
 
         found["file"].append(
-            Contender("atomicwriter", by_atomicwriter, "syncs after the rename and deletes both files if that fails; mode 0600")
+            Contender(
+                "atomicwriter",
+                by_atomicwriter,
+                "syncs after the rename and deletes both files if that fails; mode 0600",
+            )
         )
     if module := peer("atomicwrites"):
 
@@ -164,7 +170,9 @@ def peers() -> dict[str, list[Contender]]:
                 module.replace_bytes(path, KIBIBYTE, durability=level)
 
             found[group].append(
-                Contender(f"atomicreplace ({level})", by_atomicreplace, "owner, ACL, xattrs; refuses links; 0600; litter")
+                Contender(
+                    f"atomicreplace ({level})", by_atomicreplace, "owner, ACL, xattrs; refuses links; 0600; litter"
+                )
             )
     if module := peer("boltons.fileutils"):
 
@@ -181,7 +189,9 @@ def peers() -> dict[str, list[Contender]]:
             with module.open(path, "wb") as file:
                 file.write(KIBIBYTE)
 
-        found["none"].append(Contender("safer", by_safer, "all in memory; owner, ACL; an interrupt can empty the target"))
+        found["none"].append(
+            Contender("safer", by_safer, "all in memory; owner, ACL; an interrupt can empty the target")
+        )
     if module := peer("click.utils"):
 
         def by_click(path: str, module: Any = module) -> None:
@@ -279,10 +289,10 @@ def places(tmp_path: Path) -> Iterator[dict[str, str]]:
         memory.mkdir()
         with tmpfs_mounted(str(memory), "256m"):
             yield {"tmpfs": str(memory), **found}
-    elif os.access("/dev/shm", os.W_OK):  # noqa: S108
+    elif os.access("/dev/shm", os.W_OK):
         import tempfile
 
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as memory_name:  # noqa: S108
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as memory_name:
             yield {"tmpfs": memory_name, **found}
     else:
         yield found
@@ -300,7 +310,7 @@ def kind_of(path: str) -> str:
 
 def test_small_files(tmp_path: Path) -> None:
     others = peers()
-    print(f"\nPython {platform.python_version()}, {platform.platform()}, {os.cpu_count()} processors; 1 KiB replaces 1 KiB")
+    print(f"\nPython {platform.python_version()}, {platform.platform()}, {os.cpu_count()} processors; 1 KiB for 1 KiB")
     with places(tmp_path) as found:
         ratios = {}
         for name, directory in found.items():
@@ -362,7 +372,9 @@ def test_small_files(tmp_path: Path) -> None:
     if "tmpfs" not in ratios:
         pytest.skip("without a tmpfs the device decides, and nothing is promised")
     promised = {"write_bytes": 1.9, "with atomic_write, binary": 1.6, "with atomic_write, text": 1.6}
-    missed = {name: ratios["tmpfs"][name] for name, most in promised.items() if ratios["tmpfs"][name] > most * ALLOWANCE}
+    missed = {
+        name: ratios["tmpfs"][name] for name, most in promised.items() if ratios["tmpfs"][name] > most * ALLOWANCE
+    }
     assert not missed, f"promised are {promised}"
 
 
@@ -408,18 +420,33 @@ def test_a_stream(tmp_path: Path) -> None:
                     times[contender].append(time.perf_counter() - begun)
                     assert os.path.getsize(path) == count << 20
             for contender, taken in times.items():
-                ratio = statistics.median(mine / base for mine, base in zip(taken, times["io.open/write/rename"], strict=True))
+                ratio = statistics.median(
+                    mine / base for mine, base in zip(taken, times["io.open/write/rename"], strict=True)
+                )
                 print(f"  {contender:34} {count / statistics.median(taken):9.0f} MiB/s  x{ratio:6.2f}")
             if name == "tmpfs":
                 ours = statistics.median(
-                    mine / base for mine, base in zip(times["with atomic_write"], times["io.open/write/rename"], strict=True)
+                    mine / base
+                    for mine, base in zip(times["with atomic_write"], times["io.open/write/rename"], strict=True)
                 )
                 assert ours < 1.5
 
 
-def test_the_import() -> None:
+def test_the_import(tmp_path: Path) -> None:
     """What ``import X`` adds to a bare interpreter: -X importtime, the cumulative time of X, the least of eleven."""
-    modules = ["atomicio", "tempfile", "shutil", "filelock", "atomicwrites", "boltons.fileutils", "safer", "portalocker"]
+    # Compiled once, in a place of our own: the time to compile says nothing.
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    modules = [
+        "atomicio",
+        "tempfile",
+        "shutil",
+        "filelock",
+        "atomicwrites",
+        "boltons.fileutils",
+        "safer",
+        "portalocker",
+    ]
     modules += ["click", "atomicreplace", "atomicwriter"]
     print("\nimport, milliseconds beyond the bare interpreter, and modules loaded")
     least: dict[str, float] = {}
@@ -427,13 +454,16 @@ def test_the_import() -> None:
         taken, loaded = [], 0
         for _ in range(11):
             done = subprocess.run(
-                [sys.executable, "-X", "importtime", "-W", "ignore", "-c", f"import {module}"], capture_output=True, text=True
+                [sys.executable, "-X", "importtime", "-W", "ignore", "-c", f"import {module}"],
+                capture_output=True,
+                text=True,
+                env=environment,
             )
             if done.returncode:
                 break
             lines = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if "|" in line]
             names = [name for _, _, name in lines]
-            # What the interpreter loads for itself comes before; what is nested under the module stands before it, indented.
+            # What is nested under the module stands before it, indented more.
             last = len(names) - 1 - names[::-1].index(f" {module}")
             taken.append(int(lines[last][1]) / 1000)
             first = last
@@ -445,4 +475,5 @@ def test_the_import() -> None:
             print(f"  {module:34} {min(taken):9.2f} ms  {loaded:4} modules")
             continue
         print(f"  {module:34} not installed")
-    assert least["atomicio"] < 2 * ALLOWANCE
+    # 2 ms where tempfile takes 10: said so, it holds on a machine that is busy or slow.
+    assert least["atomicio"] < least["tempfile"] / 5 * ALLOWANCE
