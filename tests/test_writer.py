@@ -240,9 +240,9 @@ def test_a_dropped_writer_aborts_and_warns(tmp_path: Path, mode: str) -> None:
 
 
 def test_a_file_kept_longer_than_its_writer_publishes_nothing(target: Path) -> None:
-    file = atomicio.atomic_write(target).open()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
+        file = atomicio.atomic_write(target).open()
         gc.collect()
         try:
             file.write("new")
