@@ -1,0 +1,585 @@
+"""The verbs of an atomic write on POSIX systems.
+
+A :class:`Staging` holds the directory of one target open and stages new content beside the target::
+
+    find            open the target's directory, follow symbolic links, look at the target
+    stage           make the staging file there: unnamed where the kernel can (O_TMPFILE), else under a temporary name
+    write, copy     put the content in
+    keep_metadata   give it the owner, mode, ACL and extended attributes of the file it replaces
+    publish         name it, sync it, close it, rename it over the target
+    publish_new     the same, but fail if the target exists, in the very step that creates it
+    sync_directory  make the new name survive a power cut
+    discard         remove what was staged and not published, close everything
+
+Descriptors are opened *into* the list that owns them, and closed *out of* it, inside one call of a C function. The interpreter
+delivers signals (KeyboardInterrupt) only between bytecodes, so there is no moment at which a descriptor or a file exists that
+nobody would clean up. When an interrupt flies past every handler, ``__del__`` does it.
+
+System calls are looked up in ``os`` when they are made, so that tests may patch them there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from operator import methodcaller
+
+from ._metadata import keep
+
+try:
+    import fcntl
+except ImportError:  # Windows; and Emscripten, where there is one process only
+    fcntl = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Descriptors", "Staging", "absolute", "copy_content", "make_directories", "sync_file", "temporary_name"]
+
+PREFIX = ".atomicio-"
+SUFFIX = ".tmp"
+CLAIMED_BYTE = 1 << 62
+
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_BINARY", 0)
+_STAGING_FLAGS = os.O_RDWR | _CLOEXEC
+_NAMED_FLAGS = _STAGING_FLAGS | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+# O_NONBLOCK: should a FIFO have taken the target's place, do not wait for its other end.
+_TARGET_FLAGS = _CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_DIRECTORY_FLAGS = os.O_RDONLY | _CLOEXEC | getattr(os, "O_DIRECTORY", 0)
+# A directory one may write in but not read (mode 0333) can still anchor calls: O_PATH on Linux, O_SEARCH on macOS.
+_ANCHOR_FLAGS = getattr(os, "O_PATH", getattr(os, "O_SEARCH", 0)) | _CLOEXEC | getattr(os, "O_DIRECTORY", 0)
+
+# open(2), O_TMPFILE: EOPNOTSUPP where the file system has no unnamed files, EISDIR where the kernel has none.
+_NO_UNNAMED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.EINVAL, errno.ENOSYS})
+# link(2): no hard links here (EPERM and its kin), or no /proc to name the unnamed file through (ENOENT).
+_NO_LINK = frozenset(
+    {
+        errno.EPERM,
+        errno.EOPNOTSUPP,
+        errno.ENOTSUP,
+        errno.ENOSYS,
+        errno.EXDEV,
+        errno.ENOENT,
+        errno.EINVAL,
+        errno.EMLINK,
+    }
+)
+# fsync(2) of a directory is not a thing here. EIO, ENOSPC and EDQUOT are real, and not in this list.
+_NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EROFS})
+# copy_file_range(2): not between these two files; reading and writing always works.
+_NO_COPY_RANGE = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF, errno.EPERM, errno.ETXTBSY}
+)
+
+_MAX_LINKS = 40  # path_resolution(7)
+_MAX_NAMES = 100
+_CHUNK = 1 << 20
+
+
+def absolute(path: str) -> str:
+    """Return *path* made independent of the current directory. Its ``..`` stay: they may lead through symbolic links."""
+    return path if path[:1] == "/" or not path else os.path.join(os.getcwd(), path)
+
+
+def temporary_name(suffix: str = "") -> str:
+    """Return a name that no other writer has: 64 random bits, in the one shape that the library's names have."""
+    return f"{PREFIX}{os.urandom(8).hex()}{SUFFIX}{suffix}"
+
+
+def sync_file(fd: int) -> None:
+    """Wait until content and metadata of *fd* are on the device.
+
+    Never retried after an error: the kernel has marked the pages clean, and a second call would report success over lost data.
+    """
+    os.fsync(fd)
+
+
+if sys.platform == "darwin":
+    _F_BARRIERFSYNC = 85  # <sys/fcntl.h> of macOS; Python's fcntl module does not name it
+    _NO_COMMAND = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENODEV})
+
+    def sync_file(fd: int) -> None:  # noqa: F811
+        """Wait until content and metadata of *fd* are on the device, past its cache.
+
+        fsync(2) of macOS stops at the cache of the drive; F_FULLFSYNC goes through. Where a file system lacks it (SMB, FUSE), the
+        barrier may be there, and fsync is.
+        """
+        for command in (fcntl.F_FULLFSYNC, _F_BARRIERFSYNC):
+            try:
+                fcntl.fcntl(fd, command)
+            except OSError as error:
+                if error.errno not in _NO_COMMAND:
+                    raise
+            else:
+                return
+        os.fsync(fd)
+
+
+def write_all(fd: int, data: Buffer) -> None:
+    """Write all of *data*: write(2) may stop short, on a full disk without an error, and at 2 GiB always."""
+    written = os.write(fd, data)
+    size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+    if written < size:
+        rest = memoryview(data).cast("B")
+        while written < size:
+            count = os.write(fd, rest[written:])
+            if not count:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written += count
+
+
+def copy_content(source: int, destination: int) -> None:
+    """Append what is left to read of *source* to *destination*, inside the kernel where it can (and shared on btrfs, xfs)."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            while os.copy_file_range(source, destination, 1 << 30):
+                pass
+        except OSError as error:
+            if error.errno not in _NO_COPY_RANGE:
+                raise
+    # Also after success: some file systems answer 0 for what they can't copy. At the end of the file this reads nothing.
+    while data := os.read(source, _CHUNK):
+        write_all(destination, data)
+
+
+class Descriptors:
+    """Open descriptors, owned from the system call that opens them to the one that closes them."""
+
+    _BOTTOM = -1
+
+    def __init__(self) -> None:
+        self._fds = [self._BOTTOM]
+
+    def open(self, path: str, flags: int, mode: int = 0o666, dir_fd: int | None = None) -> int:
+        # One call for the interpreter: list.extend draws from map, which calls os.open. Nothing can come in between.
+        self._fds.extend(map(methodcaller("open", path, flags, mode, dir_fd=dir_fd), (os,)))
+        return self._fds[-1]
+
+    def close_last(self) -> None:
+        """Close the newest. An error is real: NFS and quotas report lost writes here. Never retried: close(2)."""
+        next(map(os.close, map(list.pop, (self._fds,))))
+
+    def close(self) -> None:
+        """Close all."""
+        while len(self._fds) > 1:
+            try:
+                for _ in map(os.close, iter(self._fds.pop, self._BOTTOM)):
+                    pass
+            except OSError:
+                pass  # nothing was lost that anybody still wants; the kernel released the descriptor all the same
+            else:
+                self._fds = [self._BOTTOM]
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def sync_directory(fd: int) -> None:
+    """Wait until the names in the directory *fd* are on the device, where the file system knows how to."""
+    try:
+        sync_file(fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            os.sync()  # the directory may not be read, so what holds it open cannot sync it; sync(2) needs no permission
+        elif error.errno not in _NO_DIRECTORY_SYNC:
+            raise
+
+
+def make_directories(path: str, *, sync: bool, mode: int = 0o777) -> None:
+    """Create *path* and its missing parents. With *sync* the name of each new one survives a power cut."""
+    path = path.rstrip("/") or "/"
+    parent = os.path.dirname(path)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        if parent in ("", path):
+            raise
+        make_directories(parent, sync=sync)
+        make_directories(path, sync=sync, mode=mode)
+        return
+    if sync:
+        descriptors = Descriptors()
+        try:
+            sync_directory(descriptors.open(parent or ".", _DIRECTORY_FLAGS))
+        finally:
+            descriptors.close()
+
+
+class Staging(Descriptors):
+    """New content on its way to one target. The module's docstring lists the verbs in the order of their use."""
+
+    def __init__(self, path: str) -> None:
+        self._fds = [self._BOTTOM]
+        #: The target, absolute, as it was given.
+        self.path = path
+        #: The directory the target is in once links are followed: for messages, lock files and whoever wants a path.
+        self.directory = ""
+        #: The target's name in it.
+        self.name = ""
+        #: What the target was when last looked at; None where there is none.
+        self.status: os.stat_result | None = None
+        #: Whether the path leads through a link of /proc (/dev/stdout): an open file without a name to rename over.
+        self.through = False
+        #: The name that the staging file has, or is about to have.
+        self.temporary: str | None = None
+        #: The name that a backup has until it gets its own.
+        self.spare: str | None = None
+        #: Whether others write to the staging file by its name, and may put another file there.
+        self.lent = False
+        #: Device and inode number of the staging file, from when its metadata is settled.
+        self.identity: tuple[int, int] | None = None
+        #: The only process that may publish or discard.
+        self.owner = os.getpid()
+        self._permissions: int | None = None
+        self._directory: int | None = None
+        self._at = ""  # what comes before a name where calls relative to a descriptor do not exist
+
+    @property
+    def fd(self) -> int:
+        """The staging file."""
+        return self._fds[-1]
+
+    def _replaces_file(self) -> bool:
+        return self.status is not None and stat.S_ISREG(self.status.st_mode)
+
+    # -- find -------------------------------------------------------------------------------------------------------------------
+
+    def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False) -> None:
+        """Open the target's directory and look at the target, resolving the path as open(2) does, one link at a time."""
+        directory, name = os.path.split(self.path)
+        self.directory = directory
+        for _ in range(_MAX_LINKS + 1):
+            if name in ("", ".", ".."):
+                os.stat(self.path)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            self.name = name
+            if directory:
+                try:
+                    self._enter(directory)
+                except FileNotFoundError:
+                    if not make_parents:
+                        raise
+                    make_directories(self.directory, sync=sync)
+                    self._enter(directory)
+            self.look()
+            if not follow or self.status is None or not stat.S_ISLNK(self.status.st_mode):
+                return
+            if self.status.st_dev == _proc():
+                self.through = True
+                return
+            directory, name = os.path.split(os.readlink(self._at + name, dir_fd=self._directory))
+            self.directory = os.path.join(self.directory, directory) if directory else self.directory
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+    def _enter(self, directory: str) -> None:
+        """Hold *directory* open. Every later call is relative to it, even should it be renamed meanwhile."""
+        if os.open not in os.supports_dir_fd:
+            self._at = self.directory.rstrip("/") + "/"
+            os.stat(self._at)
+            return
+        try:
+            self._directory = self.open(directory, _DIRECTORY_FLAGS, 0, self._directory)
+        except PermissionError:
+            self._directory = self.open(directory, _ANCHOR_FLAGS, 0, self._directory)
+
+    def look(self) -> None:
+        """Look at the target: itself, not what it may link to."""
+        try:
+            self.status = os.stat(self._at + self.name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            self.status = None
+
+    def check_writable(self) -> None:
+        """Refuse what open(2) would refuse: to be able to rename over a file is no permission to write to it."""
+        status = self.status
+        assert status is not None
+        if status.st_mode & stat.S_IWUSR and status.st_uid == os.geteuid():
+            return
+        effective = os.access in os.supports_effective_ids
+        if not os.access(self._at + self.name, os.W_OK, dir_fd=self._directory, effective_ids=effective):
+            # access(2) through Python says only no. open knows why; it truncates nothing.
+            self.open_target(os.O_WRONLY)
+
+    def open_target(self, flags: int = os.O_RDONLY) -> int:
+        """Open the target, never through a link."""
+        return self.open(self._at + self.name, flags | _TARGET_FLAGS, 0, self._directory)
+
+    # -- stage ------------------------------------------------------------------------------------------------------------------
+
+    def stage(self, suffix: str | None = None) -> None:
+        """Make the staging file in the target's directory, unnamed where that is possible and no *suffix* asks for a name.
+
+        For a new target with 0666, to which the kernel applies umask and default ACL: reading the umask would be a race. For
+        an existing one with no permission that it does not give, until :meth:`keep_metadata` gives it all.
+        """
+        unnamed = getattr(os, "O_TMPFILE", 0)
+        if unnamed and suffix is None:
+            mode = 0o666
+            if self.status is not None:
+                mode = stat.S_IMODE(self.status.st_mode) & 0o777 if self._replaces_file() else 0o666
+            try:
+                self.open(self._at or ".", unnamed | _STAGING_FLAGS, mode, self._directory)
+            except OSError as error:
+                if error.errno not in _NO_UNNAMED:
+                    raise
+            else:
+                return
+        self.lent = suffix is not None
+        self._stage_named(suffix or "")
+
+    def _stage_named(self, suffix: str = "") -> None:
+        mode = 0o600 if self._replaces_file() else 0o666
+        for _ in range(_MAX_NAMES):
+            self.temporary = temporary_name(suffix)
+            try:
+                self.open(self._at + self.temporary, _NAMED_FLAGS, mode, self._directory)
+            except FileExistsError:
+                continue
+            self._claim()
+            return
+        raise FileExistsError(errno.EEXIST, "no unused temporary name could be found")
+
+    def _claim(self) -> None:
+        """Lock the staging file while it is open: proof for whoever cleans up that its writer is alive."""
+        try:
+            if self.lent:
+                from struct import pack  # noqa: PLC0415
+
+                # Consumers take locks of their own: HDF5 by flock(2), SQLite on bytes from 1 GiB. This byte is nobody's.
+                lock = pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, CLAIMED_BYTE, 1, 0)
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, lock)
+            else:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (AttributeError, OSError):
+            pass  # no such locks here: then nobody can prove the contrary either
+
+    def path_of_staging(self) -> str:
+        """Return the path of a staging file that has a name."""
+        assert self.temporary is not None
+        return os.path.join(self.directory, self.temporary)
+
+    def reopen(self) -> None:
+        """Open the staging file by its name: again, after it was closed for the rename, or whatever a consumer put there."""
+        if self.temporary is None or (not self.lent and self._is_open()):
+            return
+        fd = self.open(self._at + self.temporary, os.O_RDWR | _TARGET_FLAGS, 0, self._directory)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.identity = status.st_dev, status.st_ino
+
+    def _is_open(self) -> bool:
+        return any((status.st_dev, status.st_ino) == self.identity for status in map(os.fstat, self._fds[1:]))
+
+    def stage_elsewhere(self) -> None:
+        """Make the staging file in the directory for temporary files: for content that will be written in place."""
+        import tempfile  # noqa: PLC0415
+
+        directory = tempfile.gettempdir()
+        try:
+            self.open(directory, getattr(os, "O_TMPFILE", 0) | _STAGING_FLAGS, 0o600)
+        except OSError:
+            path = os.path.join(directory, temporary_name())
+            self.open(path, _NAMED_FLAGS, 0o600)
+            os.unlink(path)
+
+    # -- content ----------------------------------------------------------------------------------------------------------------
+
+    def write(self, data: Buffer) -> None:
+        """Write all of *data*."""
+        write_all(self.fd, data)
+
+    def only_append(self) -> None:
+        """Make every write go to the end. After the copy: copy_file_range(2) refuses a file that is so opened."""
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_APPEND)
+
+    def same_content(self) -> bool:
+        """Whether the target already holds what is staged."""
+        staged = self.fd
+        if not self._replaces_file() or self.status.st_size != os.fstat(staged).st_size:  # type: ignore[union-attr]
+            return False
+        try:
+            target = self.open_target()
+        except PermissionError:
+            return False
+        os.lseek(staged, 0, os.SEEK_SET)
+        while (old := os.read(target, _CHUNK)) == os.read(staged, _CHUNK):
+            if not old:
+                break
+        self.close_last()
+        return not old
+
+    def sync_target(self) -> None:
+        """Make the content that the target already has survive a power cut."""
+        sync_file(self.open_target())
+        self.close_last()
+
+    # -- metadata ---------------------------------------------------------------------------------------------------------------
+
+    def keep_metadata(self, permissions: int | None) -> None:
+        """Give the staging file what the file it replaces has; *permissions* go before the old mode."""
+        self._permissions = permissions
+        new = os.fstat(self.fd)
+        self.identity = new.st_dev, new.st_ino
+        if self._replaces_file():
+            keep(self.fd, new, self.status, self._target_path(), permissions)  # type: ignore[arg-type]
+        elif permissions is not None:
+            os.fchmod(self.fd, permissions)
+
+    def _target_path(self) -> str:
+        # The calls for extended attributes know no directory descriptor; this has the same effect.
+        return f"/proc/self/fd/{self._directory}/{self.name}" if self._directory is not None else self._at + self.name
+
+    # -- publish ----------------------------------------------------------------------------------------------------------------
+
+    def back_up(self, name: str, *, sync: bool) -> None:
+        """Keep the content of the target under *name* too, replacing what had that name. The target is never without a name."""
+        self.spare = temporary_name()
+        spare, backup = self._at + self.spare, self._at + name
+        try:
+            os.link(self._at + self.name, spare, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            source = self.open_target()
+            copy = self.open(spare, _NAMED_FLAGS, 0o600, self._directory)
+            copy_content(source, copy)
+            keep(copy, os.fstat(copy), os.fstat(source), self._target_path(), None)
+            if sync:
+                sync_file(copy)
+            self.close_last()
+            self.close_last()
+        os.rename(spare, backup, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        # rename(2) does nothing where both names are links to one file: an earlier backup of this very content.
+        self._remove(self.spare)
+        self.spare = None
+
+    def publish(self, *, sync: bool) -> None:
+        """Replace the target. Until the rename nothing has happened to it; from then on everybody sees the new content."""
+        if self.temporary is None and self.status is None and not sync:
+            try:
+                self._link(self.name)
+            except OSError as error:
+                if error.errno != errno.EEXIST and error.errno not in _NO_LINK:
+                    raise
+            else:
+                return
+        self._prepare(sync=sync)
+        source, target = self._at + self.temporary, self._at + self.name  # type: ignore[operator]
+        try:
+            os.rename(source, target, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except OSError:
+            if not self._landed():
+                raise
+        self.temporary = None
+
+    def publish_new(self, *, sync: bool) -> None:
+        """Create the target or raise FileExistsError: link(2) looks and creates in one step."""
+        if self.temporary is None and not sync:
+            try:
+                self._link(self.name)
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+            else:
+                return
+        self._prepare(sync=sync)
+        source, target = self._at + self.temporary, self._at + self.name  # type: ignore[operator]
+        try:
+            os.link(source, target, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except OSError as error:
+            if not self._landed():
+                if error.errno not in _NO_LINK:
+                    raise
+                from ._syscalls import rename_new  # noqa: PLC0415
+
+                rename_new(source, target, self._directory)
+        self._remove(self.temporary)  # type: ignore[arg-type]
+        self.temporary = None
+
+    def _prepare(self, *, sync: bool) -> None:
+        """Give the staging file a name, sync it, close it."""
+        if self.temporary is None:
+            self._give_name()
+        if sync:
+            # After the file has a name: btrfs does nothing for one that has none.
+            sync_file(self.fd)
+        self.close_last()
+
+    def _give_name(self) -> None:
+        self._claim()
+        for _ in range(_MAX_NAMES):
+            self.temporary = temporary_name()
+            try:
+                self._link(self.temporary)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+                unnamed = self.fd
+                self._stage_named()
+                os.lseek(unnamed, 0, os.SEEK_SET)
+                copy_content(unnamed, self.fd)
+                self.keep_metadata(self._permissions)
+            return
+        raise FileExistsError(errno.EEXIST, "no unused temporary name could be found")
+
+    def _link(self, name: str) -> None:
+        """Name the unnamed file, the way that open(2) shows for O_TMPFILE."""
+        os.link(f"/proc/self/fd/{self.fd}", self._at + name, dst_dir_fd=self._directory)
+
+    def _landed(self) -> bool:
+        """Whether the target is the staged file, whatever the error said: NFS loses replies, rename(2) and link(2), BUGS."""
+        try:
+            found = os.stat(self._at + self.name, dir_fd=self._directory, follow_symlinks=False)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self.identity
+
+    def sync_directory(self) -> None:
+        """Make what was published survive a power cut, where the file system knows how to."""
+        if self._directory is None:
+            self._directory = self.open(self._at, _DIRECTORY_FLAGS)
+        sync_directory(self._directory)
+
+    # -- discard ----------------------------------------------------------------------------------------------------------------
+
+    def discard(self) -> None:
+        """Remove what was staged and not published, and close everything. In a forked child, only close."""
+        if (self.temporary is not None or self.spare is not None) and os.getpid() == self.owner:
+            for name in (self.temporary, self.spare):
+                if name is not None:
+                    self._remove(name)
+            self.temporary = self.spare = None
+        self.close()
+
+    def _remove(self, name: str) -> None:
+        """Remove the temporary *name*, if it is a name of ours: once renamed, it may be anybody's."""
+        ours = [self.identity, self.status and (self.status.st_dev, self.status.st_ino)]
+        try:
+            found = os.stat(self._at + name, dir_fd=self._directory, follow_symlinks=False)
+            ours += [(status.st_dev, status.st_ino) for status in map(os.fstat, self._fds[1:])]
+            if self.lent and stat.S_ISDIR(found.st_mode):
+                import shutil  # noqa: PLC0415
+
+                shutil.rmtree(self._at + name, dir_fd=self._directory)
+            elif self.lent or (found.st_dev, found.st_ino) in ours:
+                os.unlink(self._at + name, dir_fd=self._directory)
+        except OSError:
+            pass  # already gone; or a name is left that the library knows as its own
+
+    def __del__(self) -> None:
+        self.discard()
+
+
+def _proc() -> int | None:
+    try:
+        return os.stat("/proc").st_dev
+    except OSError:
+        return None

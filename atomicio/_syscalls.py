@@ -1,0 +1,30 @@
+"""System calls that Python's :mod:`os` lacks. Imported only when one is needed: ctypes is not light."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+
+__all__ = ["rename_new"]
+
+_AT_FDCWD = -2 if sys.platform == "darwin" else -100
+# The flag "fail if the target exists": <linux/fs.h> RENAME_NOREPLACE, <sys/stdio.h> RENAME_EXCL.
+_NAME, _NEW = ("renameatx_np", 4) if sys.platform == "darwin" else ("renameat2", 1)
+
+
+def _rename(source: str, target: str, directory: int | None, flags: int) -> None:
+    """rename(2) with *flags*, both names relative to *directory*."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), _NAME, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target)
+    at = _AT_FDCWD if directory is None else directory
+    if function(at, os.fsencode(source), at, os.fsencode(target), ctypes.c_uint(flags)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), target)
+
+
+def rename_new(source: str, target: str, directory: int | None) -> None:
+    """Rename *source*, or raise FileExistsError if *target* exists; ENOSYS or EINVAL where kernel or file system can't."""
+    _rename(source, target, directory, _NEW)

@@ -1,0 +1,149 @@
+"""The command line: ``atomicio write TARGET`` and its like.
+
+Exit status as Unix tools have it: 0 when done, 1 when something failed (one line on standard error says what, and whether the
+file changed), 2 for wrong usage, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from . import __version__, atomic_write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import BinaryIO
+
+__all__ = ["Progress", "main"]
+
+_CHUNK = 1 << 18
+
+
+class Progress:
+    """Bytes done so far, on standard error: only on a terminal, and only when the work takes longer than a second."""
+
+    def __init__(self, total: int | None = None) -> None:
+        self._total = total
+        self._done = 0
+        self._next = time.monotonic() + 1
+        self._shown = False
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+
+    def __call__(self, count: int) -> None:
+        """Count *count* more bytes."""
+        self._done += count
+        if self._terminal and time.monotonic() >= self._next:
+            self._next = time.monotonic() + 0.2
+            self._shown = True
+            share = f" of {size(self._total)}" if self._total else ""
+            print(f"\r\x1b[K{size(self._done)}{share}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Leave the line as it was before."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def size(count: float) -> str:
+    """Return *count* bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    """Read standard input to its end, then put it in the target's place."""
+    mode = "ab" if arguments.append else "xb" if arguments.no_clobber else "wb"
+    source: BinaryIO = sys.stdin.buffer
+    progress = Progress()
+    try:
+        with atomic_write(
+            arguments.target,
+            mode,
+            durability=arguments.durability,
+            permissions=arguments.mode,
+            backup=arguments.backup,
+            follow_symlinks=not arguments.no_follow,
+            fallback="in-place" if arguments.in_place else "raise",
+            make_parents=arguments.parents,
+            lock=arguments.lock,
+        ) as file:
+            while chunk := source.read1(_CHUNK):  # type: ignore[attr-defined]
+                file.write(chunk)
+                progress(len(chunk))
+    finally:
+        progress.clear()
+
+
+def _octal(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o7777:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode such as 644")
+    return mode
+
+
+def _durability(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--durability",
+        choices=("none", "consistent", "durable"),
+        default="durable",
+        help="what a power cut may do: anything (none); leave the old or the new content (consistent); nothing once the command "
+        "has returned (durable, the default)",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atomicio", description="Write files so that nobody, ever, sees half of one.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"atomicio {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    write = commands.add_parser(
+        "write",
+        help="replace a file with standard input",
+        description="Read standard input to its end, then replace TARGET with it, all at once. TARGET may be what the input is made "
+        "from: sort f | atomicio write f. If the input can't be read or written whole, TARGET stays as it is.",
+        allow_abbrev=False,
+    )
+    write.add_argument("target", metavar="TARGET", help="the file to replace or create")
+    how = write.add_mutually_exclusive_group()
+    how.add_argument("-a", "--append", action="store_true", help="keep the content and add to it")
+    how.add_argument("-n", "--no-clobber", action="store_true", help="fail if TARGET exists")
+    _durability(write)
+    write.add_argument("--mode", type=_octal, metavar="OCTAL", help="permissions, such as 600 (default: TARGET's, or the umask's)")
+    write.add_argument("--backup", metavar="SUFFIX", help="keep the old content as TARGET with this suffix, such as .bak")
+    write.add_argument("--no-follow", action="store_true", help="replace a symbolic link instead of the file it leads to")
+    write.add_argument("--parents", action="store_true", help="create missing directories")
+    write.add_argument("--lock", action="store_true", help="wait for other writers that use a lock (TARGET.lock)")
+    write.add_argument(
+        "--in-place", action="store_true", help="if TARGET can't be replaced (a mount point), write into it: not atomic"
+    )
+    write.set_defaults(run=_write)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            name = error.filename if error.filename is not None else getattr(arguments, "target", "")
+            message = f"{os.fsdecode(name)}: {error.strerror}" if name else error.strerror
+        else:
+            message = str(error)
+        print(f"atomicio: {message}", file=sys.stderr)
+        return 1
+    return 0
