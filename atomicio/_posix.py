@@ -28,14 +28,16 @@ from operator import methodcaller
 
 from ._metadata import keep
 
-try:
-    import fcntl
-except ImportError:  # Windows; and Emscripten, where there is one process only
-    fcntl = None  # type: ignore[assignment]
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import fcntl
+
     from typing_extensions import Buffer
+else:
+    try:
+        import fcntl
+    except ImportError:  # Windows; and Emscripten, where there is one process only
+        fcntl = None
 
 __all__ = ["Descriptors", "Staging", "absolute", "copy_content", "make_directories", "sync_file", "temporary_name"]
 
@@ -174,7 +176,8 @@ class Descriptors:
                 self._fds = [self._BOTTOM]
 
     def __del__(self) -> None:
-        self.close()
+        if len(self._fds) > 1:
+            self.close()
 
 
 def sync_directory(fd: int) -> None:
@@ -213,36 +216,44 @@ def make_directories(path: str, *, sync: bool, mode: int = 0o777) -> None:
 class Staging(Descriptors):
     """New content on its way to one target. The module's docstring lists the verbs in the order of their use."""
 
+    #: The directory the target is in once links are followed: for messages, lock files and whoever wants a path.
+    directory = ""
+    #: The target's name in it.
+    name = ""
+    #: What the target was when last looked at; None where there is none.
+    status: os.stat_result | None = None
+    #: Whether the path leads through a link of /proc (/dev/stdout): an open file without a name to rename over.
+    through = False
+    #: The name that the staging file has, or is about to have.
+    temporary: str | None = None
+    #: The name that a backup has until it gets its own.
+    spare: str | None = None
+    #: Whether others write to the staging file by its name, and may put another file there.
+    lent = False
+    #: Device and inode number of the staging file, from when its metadata is settled.
+    identity: tuple[int, int] | None = None
+    #: The mode that is wanted; None for the old file's, or what the kernel gives to a new one.
+    permissions: int | None = None
+    _directory: int | None = None
+    _at = ""  # what comes before a name where calls relative to a descriptor do not exist
+
     def __init__(self, path: str) -> None:
         self._fds = [self._BOTTOM]
         #: The target, absolute, as it was given.
         self.path = path
-        #: The directory the target is in once links are followed: for messages, lock files and whoever wants a path.
-        self.directory = ""
-        #: The target's name in it.
-        self.name = ""
-        #: What the target was when last looked at; None where there is none.
-        self.status: os.stat_result | None = None
-        #: Whether the path leads through a link of /proc (/dev/stdout): an open file without a name to rename over.
-        self.through = False
-        #: The name that the staging file has, or is about to have.
-        self.temporary: str | None = None
-        #: The name that a backup has until it gets its own.
-        self.spare: str | None = None
-        #: Whether others write to the staging file by its name, and may put another file there.
-        self.lent = False
-        #: Device and inode number of the staging file, from when its metadata is settled.
-        self.identity: tuple[int, int] | None = None
         #: The only process that may publish or discard.
         self.owner = os.getpid()
-        self._permissions: int | None = None
-        self._directory: int | None = None
-        self._at = ""  # what comes before a name where calls relative to a descriptor do not exist
 
     @property
     def fd(self) -> int:
         """The staging file."""
         return self._fds[-1]
+
+    @staticmethod
+    def _split(path: str) -> tuple[str, str]:
+        """Split *path* into directory and name: os.path.split, several times faster."""
+        directory, slash, name = path.rpartition("/")
+        return directory or slash, name
 
     def _replaces_file(self) -> bool:
         return self.status is not None and stat.S_ISREG(self.status.st_mode)
@@ -251,7 +262,7 @@ class Staging(Descriptors):
 
     def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False) -> None:
         """Open the target's directory and look at the target, resolving the path as open(2) does, one link at a time."""
-        directory, name = os.path.split(self.path)
+        directory, name = self._split(self.path)
         self.directory = directory
         for _ in range(_MAX_LINKS + 1):
             if name in ("", ".", ".."):
@@ -272,7 +283,7 @@ class Staging(Descriptors):
             if self.status.st_dev == _proc():
                 self.through = True
                 return
-            directory, name = os.path.split(os.readlink(self._at + name, dir_fd=self._directory))
+            directory, name = self._split(os.readlink(self._at + name, dir_fd=self._directory))
             self.directory = os.path.join(self.directory, directory) if directory else self.directory
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
@@ -314,14 +325,13 @@ class Staging(Descriptors):
     def stage(self, suffix: str | None = None) -> None:
         """Make the staging file in the target's directory, unnamed where that is possible and no *suffix* asks for a name.
 
-        For a new target with 0666, to which the kernel applies umask and default ACL: reading the umask would be a race. For
-        an existing one with no permission that it does not give, until :meth:`keep_metadata` gives it all.
+        For a new target with 0666, to which the kernel applies umask and default ACL: reading the umask would be a race. Where
+        the mode is the old file's or the caller's, with nothing for others as long as :meth:`keep_metadata` has not set it.
         """
         unnamed = getattr(os, "O_TMPFILE", 0)
         if unnamed and suffix is None:
-            mode = 0o666
-            if self.status is not None:
-                mode = stat.S_IMODE(self.status.st_mode) & 0o777 if self._replaces_file() else 0o666
+            # Nobody can open a file without a name, so it may begin with the mode that it will have.
+            mode = stat.S_IMODE(self.status.st_mode) & 0o777 if self._replaces_file() else 0o666  # type: ignore[union-attr]
             try:
                 self.open(self._at or ".", unnamed | _STAGING_FLAGS, mode, self._directory)
             except OSError as error:
@@ -333,7 +343,7 @@ class Staging(Descriptors):
         self._stage_named(suffix or "")
 
     def _stage_named(self, suffix: str = "") -> None:
-        mode = 0o600 if self._replaces_file() else 0o666
+        mode = 0o600 if self._replaces_file() or self.permissions is not None else 0o666
         for _ in range(_MAX_NAMES):
             self.temporary = temporary_name(suffix)
             try:
@@ -421,15 +431,14 @@ class Staging(Descriptors):
 
     # -- metadata ---------------------------------------------------------------------------------------------------------------
 
-    def keep_metadata(self, permissions: int | None) -> None:
-        """Give the staging file what the file it replaces has; *permissions* go before the old mode."""
-        self._permissions = permissions
+    def keep_metadata(self) -> None:
+        """Give the staging file what the file it replaces has; :attr:`permissions` go before the old mode."""
         new = os.fstat(self.fd)
         self.identity = new.st_dev, new.st_ino
         if self._replaces_file():
-            keep(self.fd, new, self.status, self._target_path(), permissions)  # type: ignore[arg-type]
-        elif permissions is not None:
-            os.fchmod(self.fd, permissions)
+            keep(self.fd, new, self.status, self._target_path(), self.permissions)  # type: ignore[arg-type]
+        elif self.permissions is not None:
+            os.fchmod(self.fd, self.permissions)
 
     def _target_path(self) -> str:
         # The calls for extended attributes know no directory descriptor; this has the same effect.
@@ -505,14 +514,15 @@ class Staging(Descriptors):
     def _prepare(self, *, sync: bool) -> None:
         """Give the staging file a name, sync it, close it."""
         if self.temporary is None:
-            self._give_name()
+            self._give_name(claim=sync)
         if sync:
             # After the file has a name: btrfs does nothing for one that has none.
             sync_file(self.fd)
         self.close_last()
 
-    def _give_name(self) -> None:
-        self._claim()
+    def _give_name(self, *, claim: bool) -> None:
+        if claim:  # without a sync the name lasts for two system calls, less than any age at which one would clean up
+            self._claim()
         for _ in range(_MAX_NAMES):
             self.temporary = temporary_name()
             try:
@@ -526,7 +536,7 @@ class Staging(Descriptors):
                 self._stage_named()
                 os.lseek(unnamed, 0, os.SEEK_SET)
                 copy_content(unnamed, self.fd)
-                self.keep_metadata(self._permissions)
+                self.keep_metadata()
             return
         raise FileExistsError(errno.EEXIST, "no unused temporary name could be found")
 
@@ -575,7 +585,8 @@ class Staging(Descriptors):
             pass  # already gone; or a name is left that the library knows as its own
 
     def __del__(self) -> None:
-        self.discard()
+        if len(self._fds) > 1:
+            self.discard()
 
 
 def _proc() -> int | None:

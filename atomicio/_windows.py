@@ -31,11 +31,14 @@ class Staging(_posix.Staging):
         if not self.status.st_mode & stat.S_IWRITE:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    def keep_metadata(self, permissions: int | None) -> None:
-        """Set the read-only attribute if *permissions* ask for it; the ACL of the directory is inherited."""
+    @staticmethod
+    def _split(path: str) -> tuple[str, str]:
+        return os.path.split(path)
+
+    def keep_metadata(self) -> None:
+        """Take note of the staging file; the ACL of the directory is inherited."""
         new = os.fstat(self.fd)
         self.identity = new.st_dev, new.st_ino
-        self._permissions = permissions
 
     def publish(self, *, sync: bool) -> None:
         """Replace the target: MoveFileExW with MOVEFILE_REPLACE_EXISTING, tried again while somebody has the target open."""

@@ -89,13 +89,13 @@ class _StagingFile(io.FileIO):
                     if not count:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     written += count
+            return size
         except OSError as error:
             self.failed = failure(error, self.name)
             raise self.failed from None
         except BaseException as error:
-            self.failed = error
+            self.failed = error  # how much was written is not known: the buffer above would write it again
             raise
-        return size
 
     def truncate(self, size: int | None = None, /) -> int:
         if self.discarded:
@@ -274,16 +274,16 @@ class AtomicWriter(Generic[F]):
             self.commit()
 
     def __del__(self) -> None:
-        if self._state is _STAGED and os.getpid() == self._staging.owner:  # type: ignore[union-attr]
-            import warnings  # noqa: PLC0415
+        staging = self._staging
+        if staging is None:
+            return
+        try:
+            if self._state is _STAGED and os.getpid() == staging.owner:
+                import warnings  # noqa: PLC0415
 
-            try:
-                warnings.warn(
-                    f"an atomic write to {self.target!r} was never committed: discarded", ResourceWarning, 2, source=self
-                )
-            finally:
-                self._finish()
-        else:
+                message = f"an atomic write to {self.target!r} was never committed: discarded"
+                warnings.warn(message, ResourceWarning, 2, source=self)
+        finally:
             self._finish()
 
     def __repr__(self) -> str:
@@ -295,6 +295,7 @@ class AtomicWriter(Generic[F]):
         """Find the target, wait for the lock, decide what is to be done with what is there, and stage."""
         kind = self._kind
         self._staging = staging = _platform.Staging(self._path)
+        staging.permissions = self._permissions
         staging.find(
             follow=self._follow and kind != "x", make_parents=self._make_parents, sync=self._durability == "durable"
         )
@@ -415,7 +416,7 @@ class AtomicWriter(Generic[F]):
         elif self._elsewhere:
             self._overwrite(staging, sync)
         else:
-            staging.keep_metadata(self._permissions)
+            staging.keep_metadata()
             if self._backup is not None and staging.status is not None:
                 staging.back_up(staging.name + self._backup, sync=sync)
             self._replace(staging, sync)
@@ -436,8 +437,8 @@ class AtomicWriter(Generic[F]):
                 raise self._changed("it is no longer the file whose content was copied")
         elif self._kind == "a" and now is not None:
             raise self._changed("it did not exist when it was opened, and does now")
-        elif now is not None and stat.S_ISDIR(now.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        elif now is not None and not stat.S_ISREG(now.st_mode) and not stat.S_ISLNK(now.st_mode):
+            raise self._changed("it is no longer a regular file")
 
     def _changed(self, how: str) -> TargetChangedError:
         return TargetChangedError(
@@ -517,11 +518,13 @@ class AtomicWriter(Generic[F]):
         exists = staging is not None and staging.status is not None
         advice, kind = "the file was not changed", OSError
         if self._step == "lock":
-            if code is None:
+            if code is None:  # filelock.Timeout
                 error = OSError(errno.ETIMEDOUT, "") if isinstance(error, TimeoutError) else OSError(errno.ENOLCK, "")
             advice = f"the lock was not obtained ({error}); the file was not changed"
         elif code == errno.ENOENT:
-            if self._step == "find":
+            if not self._path:
+                advice = "the path is empty; nothing was written"
+            elif self._step == "find":
                 advice = f"the directory {directory!r} does not exist (make_parents=True creates it); nothing was written"
             elif self._kind == "r":
                 advice = "there is no such file to update ('w' and 'a' create one); nothing was written"

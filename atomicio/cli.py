@@ -59,6 +59,8 @@ def size(count: float) -> str:
 
 def _write(arguments: argparse.Namespace) -> None:
     """Read standard input to its end, then put it in the target's place."""
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
     mode = "ab" if arguments.append else "xb" if arguments.no_clobber else "wb"
     source: BinaryIO = sys.stdin.buffer
     progress = Progress()
