@@ -8,6 +8,7 @@ assert sys.platform == "win32"
 
 import _winapi
 import ctypes
+import os
 import struct
 
 __all__ = ["keep", "rename_posix"]
@@ -77,8 +78,8 @@ def _dacl(path: str) -> bytes:
     return descriptor.raw[: size.value]
 
 
-def keep(old: str, new: str, attributes: int) -> None:
-    """Give the file *new* the DACL of *old*, and what *attributes* says about it being hidden.
+def keep(old: str, new: str) -> None:
+    """Give the file *new* the DACL of *old*, and its attributes hidden, system and not-to-be-indexed.
 
     Not kept: owner, mandatory label and audit rules, which take privileges to set; named streams; creation time.
     """
@@ -90,6 +91,6 @@ def keep(old: str, new: str, attributes: int) -> None:
             wanted |= _PROTECTED_DACL_SECURITY_INFORMATION
         if not _advapi32.SetFileSecurityW(new, ctypes.c_ulong(wanted), descriptor):
             raise _error()
-    kept = attributes & _HIDDEN_SYSTEM_NOT_INDEXED
+    kept = os.stat(old).st_file_attributes & _HIDDEN_SYSTEM_NOT_INDEXED
     if kept and not _kernel32.SetFileAttributesW(new, ctypes.c_ulong(kept | _ARCHIVE)):
         raise _error()

@@ -43,8 +43,8 @@ __all__ = [
     "temporary_name",
 ]
 
-#: For how long a rename is tried again while somebody has the target or the staging file open, in seconds. Scanners and indexers
-#: let go within a second; git waits 0.07 s, Go's tools 2 s.
+#: For how long all attempts to replace a file that somebody has open may take together, in seconds: half of it for renames, half
+#: for the two steps. Scanners and indexers let go within a second; git waits 0.07 s, Go's tools 2 s.
 REPLACE_TIMEOUT = 2.0
 _DISCARD_TIMEOUT = 0.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
@@ -202,7 +202,7 @@ class _Descriptors(_posix.Descriptors):
             # _commit() of the C runtime says EBADF for whatever FlushFileBuffers said.
             code = _winapi.GetLastError()
             if code not in _NO_DIRECTORY_SYNC:
-                raise OSError(errno.EIO, os.strerror(errno.EIO), None, code) from None
+                raise OSError(errno.EIO, f"{os.strerror(errno.EIO)} (FlushFileBuffers: {code})") from None
         self.close_last()
 
 
@@ -248,16 +248,31 @@ class Staging(_Descriptors, _posix.Staging):
         if self.name.startswith(_DEVICE):
             self.status = os.stat_result((stat.S_IFCHR | 0o666, *[0] * 9))
             return
-        super().look()
+        _patiently(self.replace_timeout, super().look)
         if self.status is None and os.path.lexists(self._at + self.name + _ASIDE):
             self._put_back()
-            super().look()
+            _patiently(self.replace_timeout, super().look)
+
+    def _with_target(self, function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T | None:
+        """Call *function*, which opens the target. Another writer may be between its two steps: then wait for the second.
+
+        Returns None if there is no target any more.
+        """
+        while self.status is not None:
+            try:
+                return _patiently(self.replace_timeout if timeout is None else timeout, function, *arguments)
+            except FileNotFoundError:
+                self.look()
+        return None
 
     def _keep_spelling(self) -> None:
         """Keep upper and lower case as the directory has them, and a long name that was given in its short form."""
         if self.status is None:
             return
-        name = os.path.basename(os.path.realpath(self._at + self.name))
+        try:
+            name = os.path.basename(os.path.realpath(self._at + self.name))
+        except OSError:  # Wine 8: ERROR_MORE_DATA for a name beyond 235
+            return
         # The file may have a second link of another name, and realpath may be told that one.
         if name != self.name and (name.lower() == self.name.lower() or "~" in self.name):
             try:
@@ -269,18 +284,22 @@ class Staging(_Descriptors, _posix.Staging):
 
     def check_writable(self) -> None:
         """Refuse what open would refuse: the read-only attribute, or access rights that do not let this user write."""
+        if self.status is not None and not self.status.st_mode & stat.S_IWRITE:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         try:
-            self.open_handle(self._at + self.name, _GENERIC_WRITE, 0)
+            if self._with_target(self.open_handle, self._at + self.name, _GENERIC_WRITE, 0, timeout=_DISCARD_TIMEOUT):
+                self.close_last()
         except OSError as error:
             if error.winerror not in (_SHARING_VIOLATION, _LOCK_VIOLATION):
                 raise  # who has it open without sharing may close it before the rename
-        else:
-            self.close_last()
 
     def open_target(self, flags: int = os.O_RDONLY) -> int:
         """Open the target, and let others do what they want with it meanwhile."""
         access = {os.O_RDONLY: _GENERIC_READ, os.O_WRONLY: _GENERIC_WRITE}.get(flags, _GENERIC_READ | _GENERIC_WRITE)
-        return _patiently(self.replace_timeout, self.open_handle, self._at + self.name, access, flags)
+        fd = self._with_target(self.open_handle, self._at + self.name, access, flags)
+        if fd is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return fd
 
     # -- stage ------------------------------------------------------------------------------------------------------------------
 
@@ -333,9 +352,9 @@ class Staging(_Descriptors, _posix.Staging):
                 from ._win32 import keep
             except ImportError:
                 return  # an application that has closed the import system (sys.meta_path); the rights are the directory's
-            keep(self._at + self.name, self.path_of_staging(), self.status.st_file_attributes)  # type: ignore[union-attr]
+            self._with_target(keep, self._at + self.name, self.path_of_staging())
 
-    def set_mode(self, permissions: int) -> None:
+    def set_mode(self, target: int, permissions: int) -> None:
         """Set or clear the read-only attribute of the target: the one bit of *permissions* that Windows has."""
         os.chmod(self._at + self.name, permissions)
 
@@ -346,7 +365,7 @@ class Staging(_Descriptors, _posix.Staging):
         self.spare = temporary_name()
         spare = self._at + self.spare
         try:
-            os.link(self._at + self.name, spare)
+            self._with_target(os.link, self._at + self.name, spare)
         except OSError:  # FAT and many network file systems have no hard links, and as many errors to say so
             source = self.open_target()
             copy = self.open(spare, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -369,7 +388,7 @@ class Staging(_Descriptors, _posix.Staging):
         self._prepare(sync=sync)
         source, target = self.path_of_staging(), self._at + self.name
         try:
-            _patiently(self.replace_timeout, self._rename_over, source, target)
+            _patiently(self.replace_timeout / 2, self._rename_over, source, target)
         except OSError as error:
             if not self._landed():
                 if error.winerror != _ACCESS_DENIED or len(self.name + _ASIDE) > _MAX_NAME:
@@ -415,10 +434,10 @@ class Staging(_Descriptors, _posix.Staging):
             os.chmod(self.path_of_staging(), stat.S_IREAD | stat.S_IWRITE)
         super().reopen()
 
-    def _hold_guard(self) -> None:
+    def _hold_guard(self, timeout: float) -> None:
         """Keep everybody else from the two steps. The file, and with it the guard, goes away with the process that holds it."""
         _patiently(
-            self.replace_timeout,
+            timeout,
             self.open_handle,
             self._at + self.name + _GUARD,
             _GENERIC_WRITE | _DELETE,
@@ -435,14 +454,15 @@ class Staging(_Descriptors, _posix.Staging):
         writer that looks at the target if this process ends there. An aside that is there with the target is of no use any more.
         """
         aside = target + _ASIDE
-        self._hold_guard()
+        deadline = time.monotonic() + self.replace_timeout / 2
+        self._hold_guard(self.replace_timeout / 2)
         try:
             try:
-                os.replace(target, aside)
+                _patiently(deadline - time.monotonic(), os.replace, target, aside)
             except FileNotFoundError:
                 pass  # somebody removed it meanwhile, and nothing is in the way any more
             try:
-                os.replace(source, target)
+                _patiently(self.replace_timeout, os.replace, source, target)
             except BaseException:
                 self._rename_back(aside, target)
                 raise
@@ -460,7 +480,7 @@ class Staging(_Descriptors, _posix.Staging):
     def _put_back(self) -> None:
         """Undo the first of the two steps, which a process that died did not follow with the second."""
         target = self._at + self.name
-        self._hold_guard()
+        self._hold_guard(self.replace_timeout)
         try:
             self._rename_back(target + _ASIDE, target)
         finally:
