@@ -440,6 +440,10 @@ class Staging(Descriptors):
         elif self.permissions is not None:
             os.fchmod(self.fd, self.permissions)
 
+    def set_mode(self, target: int, permissions: int) -> None:
+        """Give the target itself, open as *target*, the mode *permissions*: it is written in place."""
+        os.fchmod(target, permissions)
+
     def _target_path(self) -> str:
         # The calls for extended attributes know no directory descriptor; this has the same effect.
         return f"/proc/self/fd/{self._directory}/{self.name}" if self._directory is not None else self._at + self.name
