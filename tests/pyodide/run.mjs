@@ -14,7 +14,8 @@ mount(`${folder}/site-packages`, "/site-packages");
 mount(repository, "/repository");
 if (filesystem === "host") mount(host, "/host");
 const basetemp = filesystem === "host" ? "/host/pytest" : "/tmp/pytest";
-python.globals.set("arguments", ["-p", "no:cacheprovider", "-p", "emscripten_capabilities", "--basetemp", basetemp, ...args]);
+// No watchdog: it is a thread.
+python.globals.set("arguments", ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=0", "-p", "emscripten_capabilities", "--basetemp", basetemp, ...args]);
 const status = python.runPython(`
 import os, sys
 print(sys.version, sys.platform)
