@@ -214,7 +214,7 @@ class Staging(_Descriptors, _posix.Staging):
 
     # -- find -------------------------------------------------------------------------------------------------------------------
 
-    def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False) -> None:
+    def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False, flags: int = 0) -> None:  # noqa: ARG002
         """Look at the target, resolving links in its last component. Those before it, Windows resolves at every call."""
         path = self.path
         for _ in range(_MAX_LINKS + 1):
@@ -282,12 +282,13 @@ class Staging(_Descriptors, _posix.Staging):
             if os.path.samestat(found, self.status):
                 self.name = name
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, read: bool = False) -> None:
         """Refuse what open would refuse: the read-only attribute, or access rights that do not let this user write."""
         if self.status is not None and not self.status.st_mode & stat.S_IWRITE:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        access = _GENERIC_READ | _GENERIC_WRITE if read else _GENERIC_WRITE
         try:
-            if self._with_target(self.open_handle, self._at + self.name, _GENERIC_WRITE, 0, timeout=_DISCARD_TIMEOUT):
+            if self._with_target(self.open_handle, self._at + self.name, access, 0, timeout=_DISCARD_TIMEOUT):
                 self.close_last()
         except OSError as error:
             if error.winerror not in (_SHARING_VIOLATION, _LOCK_VIOLATION):
