@@ -597,6 +597,8 @@ class AtomicWriter(Generic[F]):
                     errno.EXDEV: "the file is bound to another file system and cannot be renamed over",
                     errno.EROFS: f"the directory {directory!r} is on a read-only file system",
                 }.get(code) or _forbidden(directory)
+                if getattr(error, "winerror", None) is not None:  # MoveFileExW was refused
+                    reason = "another program has the file open, and does not share it as open_shared() does"
                 advice = f"{reason}; the file was not changed. fallback='in-place' writes into it, which is not atomic"
         elif code in (errno.EACCES, errno.EPERM) and self._step == "check":
             advice = "you may not write to this file; it was not changed"
