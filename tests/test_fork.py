@@ -280,6 +280,34 @@ if child == 0:
     check(target, OLD + "new")
 
 
+def test_child_leaves_a_lock_of_the_callers_alone(tmp_path: Path) -> None:
+    """A lock that knows nothing of forks, such as one in a database, is released by the parent and by nobody else."""
+    target = tmp_path / "target"
+    output = run(
+        """
+class Lock:
+    def __enter__(self):
+        self.owner = os.getpid()
+    def __exit__(self, *error):
+        print("released by", "the parent" if os.getpid() == self.owner else "the child", flush=True)
+
+try:
+    with atomicio.atomic_write(target, lock=Lock()) as file:
+        file.write("new")
+        child = os.fork()
+        if child != 0:
+            reap(child)
+except atomicio.WriterStateError:
+    assert child == 0
+if child == 0:
+    os._exit(0)
+""",
+        target,
+    )
+    assert output == "released by the parent\n"
+    check(target, "new")
+
+
 def test_path_in_a_child(tmp_path: Path) -> None:
     """atomic_path: a child, such as a pool's worker, may write the staging file; only the parent publishes it."""
     target = tmp_path / "target.txt"

@@ -431,7 +431,8 @@ def leaky(target: str) -> None:
     try:
         os.replace(name, target)
     except BaseException:
-        os.unlink(name)
+        if os.path.exists(name):
+            os.unlink(name)
         raise
 
 
