@@ -161,6 +161,7 @@ class Descriptors:
     """Open descriptors, owned from the system call that opens them to the one that closes them."""
 
     _BOTTOM = -1
+    _fds: list[int] = []  # noqa: RUF012  (until __init__ has run, and never changed: __del__ needs something to look at)
 
     def __init__(self) -> None:
         self._fds = [self._BOTTOM]

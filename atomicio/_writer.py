@@ -59,14 +59,6 @@ _FALLBACKS = frozenset({"raise", "in-place"})
 # not ours, is sticky, or is read-only around a file that is not; a name that is bound to another file system.
 _UNREPLACEABLE = frozenset({errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV})
 
-# How open(2) would open the target, but for the truncation.
-_OPEN_FLAGS = {
-    "w": os.O_WRONLY | os.O_CREAT,
-    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
-    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-    "r": os.O_RDWR,
-}
-
 _NEW, _STAGED, _COMMITTED, _ABORTED = "new", "staged", "committed", "aborted"
 
 
@@ -79,7 +71,9 @@ class _StagingFile(io.FileIO):
     content to the parent.
     """
 
-    failed: BaseException | None = None
+    # The errno and words of what failed first. Not the exception: its traceback leads back here, and such a cycle would
+    # leave descriptor and staging file to the garbage collector.
+    failed: tuple[int, str] | None = None
     discarded = False
     owner = 0
 
@@ -100,10 +94,10 @@ class _StagingFile(io.FileIO):
                     written += count
             return size
         except OSError as error:
-            self.failed = failure(error, self.name)
-            raise self.failed from None
+            raise self._failure(error) from None
         except BaseException as error:
-            self.failed = error  # how much was written is not known: the buffer above would write it again
+            # How much was written is not known: the buffer above would write it again.
+            self.failed = self.failed or (errno.EIO, type(error).__name__)
             raise
 
     def truncate(self, size: int | None = None, /) -> int:
@@ -112,8 +106,18 @@ class _StagingFile(io.FileIO):
         try:
             return super().truncate(size)
         except OSError as error:
-            self.failed = failure(error, self.name)
-            raise self.failed from None
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> OSError:
+        self.failed = self.failed or (error.errno or errno.EIO, error.strerror or str(error))
+        return failure(error, self.name)
+
+
+def _open_flags(kind: str) -> int:
+    """Return how open(2) would open the target for the kind of mode, but for the truncation."""
+    if kind == "r":
+        return os.O_RDWR
+    return os.O_WRONLY | os.O_CREAT | (os.O_EXCL if kind == "x" else os.O_APPEND if kind == "a" else 0)
 
 
 def _check_options(permissions: object, lock: object, backup: object) -> None:
@@ -337,7 +341,7 @@ class AtomicWriter(Generic[F]):
             follow=self._follow and kind != "x",
             make_parents=self._make_parents,
             sync=self._durability == "durable",
-            flags=_OPEN_FLAGS[kind],
+            flags=_open_flags(kind),
         )
         if self._lock is not None:
             self._step = "lock"
@@ -441,10 +445,9 @@ class AtomicWriter(Generic[F]):
             except ValueError:
                 pass  # detached by the caller: the next layer is closed in its own right
         if self._raw is not None and self._raw.failed is not None:
-            raise OSError(
-                getattr(self._raw.failed, "errno", None) or errno.EIO,
-                f"an earlier write failed ({self._raw.failed}) and what was written is not complete",
-            )
+            code, reason = self._raw.failed
+            advice = f"an earlier write failed ({reason}), so what was written is not whole; the file was not changed"
+            raise failure(OSError(code, reason), self.target, advice)
 
     def _publish(self, *, look: bool = True) -> None:
         """From complete content to the target: metadata, sync, rename, sync of the directory."""
