@@ -354,6 +354,8 @@ class _DirectoryWriter(AtomicWriter["Any"]):
         self._step = "publish"
         if look:
             staging.look()
+            if staging.status is None:
+                self._put_right(staging)  # it may be missing for as long as somebody else takes for two renames
             self._check(staging)
         sync = self._durability != "none"
         staging.settle(sync=sync)

@@ -31,7 +31,11 @@ import stat
 
 from ._posix import Descriptors, sync_directory, sync_file, write_all
 
-__all__ = ["BACKUP", "DIRECTORY", "RECORD", "Record", "exists", "move", "put_right", "record_name", "replace_backup"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["BACKUP", "DIRECTORY", "RECORD", "Record", "exists", "move", "put_right", "record_name", "recover", "replace_backup"]
 
 #: What the names of a staged tree, of a copy that is worth keeping, and of a record end with.
 DIRECTORY = ".dir"
@@ -39,6 +43,7 @@ BACKUP = ".backup"
 RECORD = ".recover"
 
 _STEM = re.compile(r"\.atomicio-[0-9a-f]{16}")
+_RECORD = re.compile(_STEM.pattern + re.escape(RECORD))
 _FLAGS = (
     os.O_RDWR
     | getattr(os, "O_CLOEXEC", 0)
@@ -138,6 +143,8 @@ class Record(Descriptors):
 
     stem = ""
     backup: str | None = None
+    outcome = ""
+    """What :meth:`resolve` did: ``"nothing"``, ``"restored"``, ``"done"`` or ``"kept"``, in the order of the table above."""
     sure = False
     """Whether the lock is real, so that no other process is at work on what the record names."""
 
@@ -236,10 +243,7 @@ class Record(Descriptors):
         return self.stem + DIRECTORY
 
     def resolve(self) -> str:
-        """Put right what is there, by the table above, and remove the record.
-
-        :returns: ``"nothing"``, ``"restored"``, ``"done"`` or ``"kept"``, in the order of the table
-        """
+        """Put right what is there, by the table above, remove the record, and return the :attr:`outcome`."""
         at, directory = self._at, self._directory
         outcome = "nothing"
         if self.stem and exists(at + self.old, directory):
@@ -256,6 +260,7 @@ class Record(Descriptors):
                 replace_backup(at + self.old, at + self.target + self.backup, at + self.new, directory)
                 outcome = "done"
         self._remove()
+        self.outcome = outcome
         return outcome
 
     def _remove(self) -> None:
@@ -279,18 +284,18 @@ class Record(Descriptors):
             sync_directory(self._directory)
 
 
-def put_right(at: str, directory: int | None, target: str = "", name: str = "", *, wait: bool) -> str | None:
+def put_right(at: str, directory: int | None, target: str = "", name: str = "", *, wait: bool) -> Record | None:
     """Put right what a dead process left of the replacement of *target*, or of that whose record is *name*.
 
     :param wait: wait for a process that is at work on it
-    :returns: None if there is nothing to do, else what :meth:`Record.resolve` returns
+    :returns: None if there is nothing to do, else the record, which is closed and no longer there
     :raises OSError: if the record is there but can't be used; nothing is changed then
     """
     record = Record(at, directory, target, name)
     try:
         if not record.find(wait=wait):
             return None
-        outcome = record.resolve()
+        record.resolve()
         if record.sure and record.stem:
             from ._trees import remove_tree  # noqa: PLC0415
 
@@ -298,6 +303,50 @@ def put_right(at: str, directory: int | None, target: str = "", name: str = "", 
                 remove_tree(at + record.new, directory)
             except OSError:
                 pass  # it has a name by which it is found and removed some other day
-        return outcome
+        return record
     finally:
         record.close()
+
+
+def recover(path: str) -> Iterator[tuple[str, Record | OSError]]:
+    """Put right what killed processes left of the replacement of *path*, and of that of directories in it.
+
+    :param path: the directory that was being replaced, or one in which such directories are
+    :returns: each path that had a record, and the record after what it said was done, or the reason why that can't be
+    :raises OSError: if *path* can't be reached
+    """
+    from ._directory import Tree  # noqa: PLC0415
+    from ._writer import _platform  # noqa: PLC0415
+
+    path = _platform.absolute(path)
+    if Tree._split(path)[1] not in ("", ".", ".."):  # what has no name has no record
+        place = Tree(path)
+        try:
+            place.find(follow=True)
+            try:
+                record = put_right(place._at, place._directory, place.name, wait=True)
+            except OSError as error:
+                yield path, error
+            else:
+                if record is not None:
+                    yield path, record
+        finally:
+            place.close()
+    if not os.path.isdir(path):
+        return
+    held = Descriptors()
+    try:
+        directory = None
+        if os.open in os.supports_dir_fd:
+            directory = held.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        for name in sorted(os.listdir(path if directory is None else directory)):
+            if _RECORD.fullmatch(name):
+                try:
+                    record = put_right("" if directory is not None else path + os.sep, directory, name=name, wait=True)
+                except OSError as error:
+                    yield os.path.join(path, name), error
+                else:
+                    if record is not None:
+                        yield os.path.join(path, record.target), record
+    finally:
+        held.close()
