@@ -210,7 +210,7 @@ class Record(Descriptors):
         return os.path.samestat(found, os.fstat(fd))
 
     def _read(self, fd: int) -> None:
-        """Read what the record says. One that is cut short was left before anything was renamed."""
+        """Read what the record says. One that is cut short was left before anything was renamed, or says nothing."""
         import json  # noqa: PLC0415
 
         try:
@@ -225,10 +225,17 @@ class Record(Descriptors):
             right = False
         if right:
             self.target, self.stem, self.backup = target, stem, backup
-        elif self.target and exists(self._at + self.target, self._directory):
-            self.stem = ""
+        elif (self.target and exists(self._at + self.target, self._directory)) or not self._copies():
+            self.stem = ""  # nothing is missing, or nothing is there that could be what is missing
         else:
             raise OSError(errno.EINVAL, "the record can't be read; nothing was changed", self.name)
+
+    def _copies(self) -> bool:
+        try:
+            names = os.listdir(self._at or "." if self._directory is None else self._directory)
+        except OSError:
+            return True
+        return any(name.endswith(BACKUP) and _STEM.fullmatch(name.removesuffix(BACKUP)) for name in names)
 
     # -- put right ------------------------------------------------------------------------------------------------------------
 
