@@ -137,6 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         "--in-place", action="store_true", help="if TARGET can't be replaced (a mount point), write into it: not atomic"
     )
     write.set_defaults(run=_write)
+    from ._upkeep import add_commands  # noqa: PLC0415
+
+    add_commands(commands)
     return parser
 
 
