@@ -22,9 +22,10 @@ import sys
 path, permissions, module, *sys.path = sys.argv[1:]
 from atomicio.star_imports import StarImportCache
 cache = StarImportCache(path or None, permissions=int(permissions))
+recorded = module in sys.modules  # what the cache itself is made of needs no entry
 cache.invalidate(module)
 cache.names(module)
-recorded = cache._news[module] is not None
+recorded = recorded or cache._news[module] is not None
 cache.save(strict=True)
 sys.exit(0 if recorded else 3)
 """
