@@ -26,9 +26,10 @@ class LazyName:
         object.__setattr__(self, "_name", name)
 
     def __getattribute__(self, attribute: str) -> "Any":
-        if attribute in ("__reduce_ex__", "__deepcopy__"):  # pickle and copy ask the instance, not its type
+        if attribute in ("__mro_entries__", "__reduce_ex__", "__deepcopy__"):  # class, pickle and copy
             return object.__getattribute__(self, attribute)
-        return getattr(real(self), attribute)
+        value = getattr(real(self), attribute)
+        return (real(self),) if attribute == "__bases__" else value  # so that issubclass() comes to the real class
 
     def __reduce_ex__(self, protocol: "Any") -> "Any":
         return operator.itemgetter(0), ((real(self),),)  # the pickle names the real object, never this library
