@@ -20,7 +20,7 @@ class StaleStarImportWarning(StarImportCacheWarning):
 
     def __init__(self, module: str, ghosts: list[str], missing: list[str]) -> None:
         self.module, self.ghosts, self.missing = module, ghosts, missing
-        super().__init__(f"cached names of {module!r} were stale: ghosts {ghosts}, missing {missing}")
+        super().__init__(f"cached names of {module!r} were stale: ghosts {ghosts[:9]}, missing {missing[:9]}")
 
 
 class LazyStar:

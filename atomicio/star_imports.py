@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "atomicio.star_imports"
 _TAG = f"1 {sys.version} {sys.platform} -O{sys.flags.optimize} {sys.prefix}"  # our version, and what the stdlib is
-_LIMIT = 8 << 20  # bytes: bounds what a planted file costs, and one that outgrows it starts over; 0.3 MiB are usual
+_LIMIT = 4 << 20  # bytes: bounds what a planted file costs, and one that outgrows it starts over; 0.3 MiB are usual
 _RACY = 2 * 10**9  # ns, the coarsest clock of a file system (FAT): only then must an edit from now on change the mtime
 _DOUBT = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)

@@ -334,7 +334,7 @@ GARBAGE = {
     "deep": b"[" * 200_000,
     "huge number": b"9" * 100_000,
     "not UTF-8": b'{"format": "\xff"}',
-    "larger than 8 MiB": b" " * (8 << 20) + b"{}",
+    "larger than 4 MiB": b" " * (4 << 20) + b"{}",
 }
 
 
