@@ -368,6 +368,7 @@ class AtomicWriter(Generic[F]):
             self._stage(staging, suffix)
             _platform.copy_content(source, staging.fd)
             os.lseek(staging.fd, 0, os.SEEK_SET)
+            staging.close_last_but_one()  # on Windows nobody else could replace the file while we have it open
         else:
             self._stage(staging, suffix)
         if kind == "a":

@@ -168,7 +168,7 @@ def main() -> int:
         drive.unlink(missing_ok=True)
         drive.symlink_to(second_volume)
         for python in options.python or ["3.11", "3.13"]:
-            folder = CACHE / " ".join([python, *PURE_WHEELS])
+            folder = CACHE / "_".join([python, *PURE_WHEELS])
             build_python(python, folder)
             windows = "Z:" + str(source).replace("/", "\\")
             arguments = ["-m", "pytest", "-p", "no:cacheprovider", *(pytest_arguments or ["tests"])]
