@@ -242,6 +242,8 @@ class Staging(Descriptors):
     through = False
     #: The name that the staging file has, or is about to have.
     temporary: str | None = None
+    #: The path of the staging file, if it has one in the directory for temporary files.
+    elsewhere: str | None = None
     #: The name that a backup has until it gets its own.
     spare: str | None = None
     #: Whether others write to the staging file by its name, and may put another file there.
@@ -411,14 +413,16 @@ class Staging(Descriptors):
 
     def path_of_staging(self) -> str:
         """Return the path of a staging file that has a name."""
-        assert self.temporary is not None
-        return os.path.join(self.directory, self.temporary)
+        return self.elsewhere or os.path.join(self.directory, self.temporary or "")
 
     def reopen(self) -> None:
         """Open the staging file by its name, after it was closed for the rename or given to a consumer."""
-        if self.temporary is None or (not self.lent and self._is_open()):
+        if not self.lent and (self.temporary is None or self._is_open()):
             return
-        fd = self.open(self._at + self.temporary, os.O_RDWR | _TARGET_FLAGS, 0, self._directory)
+        if self.elsewhere:
+            fd = self.open(self.elsewhere, os.O_RDWR | _TARGET_FLAGS)
+        else:
+            fd = self.open(self._at + (self.temporary or ""), os.O_RDWR | _TARGET_FLAGS, 0, self._directory)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -427,17 +431,22 @@ class Staging(Descriptors):
     def _is_open(self) -> bool:
         return any((status.st_dev, status.st_ino) == self.identity for status in map(os.fstat, self._fds[1:]))
 
-    def stage_elsewhere(self) -> None:
+    def stage_elsewhere(self, suffix: str | None = None) -> None:
         """Make the staging file in the directory for temporary files: for content that will be written in place."""
         import tempfile  # noqa: PLC0415
 
         directory = tempfile.gettempdir()
-        try:
-            self.open(directory, getattr(os, "O_TMPFILE", 0) | _STAGING_FLAGS, 0o600)
-        except OSError:
-            path = os.path.join(directory, temporary_name())
-            self.open(path, _NAMED_FLAGS, 0o600)
-            os.unlink(path)
+        self.temporary = None
+        unnamed = getattr(os, "O_TMPFILE", 0)
+        if unnamed and suffix is None:
+            try:
+                self.open(directory, unnamed | _STAGING_FLAGS, 0o600)
+            except OSError:
+                pass
+            else:
+                return
+        self.elsewhere = os.path.join(directory, temporary_name(suffix or ""))
+        self.open(self.elsewhere, _NAMED_FLAGS, 0o600)
 
     # -- content -------------------------------------------------------------------------------------------------------
 
@@ -631,6 +640,12 @@ class Staging(Descriptors):
                 if name is not None:
                     self._remove(name)
             self.temporary = self.spare = None
+        if self.elsewhere is not None and os.getpid() == self.owner:
+            try:
+                os.unlink(self.elsewhere)
+            except OSError:
+                pass  # the consumer removed it, or it was never made
+            self.elsewhere = None
         self.close()
 
     def _remove(self, name: str) -> None:
