@@ -251,8 +251,10 @@ class Staging(_Descriptors, _posix.Staging):
             self.status = os.stat_result((stat.S_IFCHR | 0o666, *[0] * 9))
             return
         _patiently(self.replace_timeout, super().look)
-        if self.status is None and os.path.lexists(self._at + self.name + _ASIDE):
-            self._put_back()
+        if self.status is None:
+            # Another writer may be between its two steps, or have died there, or just have done the second.
+            if os.path.lexists(self._at + self.name + _ASIDE):
+                self._put_back()
             _patiently(self.replace_timeout, super().look)
 
     def _with_target(self, function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T | None:
