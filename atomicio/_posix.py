@@ -175,6 +175,10 @@ class Descriptors:
         """Close the newest. An error is real: NFS and quotas report lost writes here. Never retried: close(2)."""
         next(map(os.close, map(list.pop, (self._fds,))))
 
+    def close_last_but_one(self) -> None:
+        """Close the one that was opened before the newest."""
+        next(map(os.close, map(list.pop, (self._fds,), (-2,))))
+
     def close(self) -> None:
         """Close all."""
         while len(self._fds) > 1:

@@ -100,6 +100,10 @@ class _StagingFile(io.FileIO):
             self.failed = self.failed or (errno.EIO, type(error).__name__)
             raise
 
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        # A buffer that was read from goes back to where its reader was when it is closed, be it by the garbage collector.
+        return 0 if self.discarded else super().seek(offset, whence)
+
     def truncate(self, size: int | None = None, /) -> int:
         if self.discarded:
             return 0
@@ -372,6 +376,7 @@ class AtomicWriter(Generic[F]):
             self._stage(staging, suffix)
             _platform.copy_content(source, staging.fd)
             os.lseek(staging.fd, 0, os.SEEK_SET)
+            staging.close_last_but_one()  # on Windows nobody else could replace the file while we have it open
         else:
             self._stage(staging, suffix)
         if kind == "a":
@@ -427,8 +432,8 @@ class AtomicWriter(Generic[F]):
             )
         layer = io.BufferedRandom if update else io.BufferedWriter
         buffer: Any = layer(raw, buffering) if buffering > 1 else layer(raw)
+        self._layers = (buffer, raw)  # also should the next layer refuse its encoding
         if self._binary:
-            self._layers = (buffer, raw)
             return buffer  # type: ignore[no-any-return]
         text = io.TextIOWrapper(buffer, self._encoding or "utf-8", self._errors, self._newline, line_buffering)
         text.mode = self._mode  # type: ignore[misc]
