@@ -27,7 +27,7 @@ from crash_states import BLOCK, CrashState, crash_states
 import mounts
 import operations
 from patched_os import patched_os
-from promises import Scenario, tree_at
+from promises import LITTER, Scenario, tree_at
 
 #: after these calls the "stepped" variant has the file system commit its metadata
 _STEPS = (
@@ -140,11 +140,11 @@ def run(cell: Cell) -> Outcome:
         for event in events:
             if event.kind == "M":
                 line, _, payload = event.data.partition(b"\n")
-                word, *arguments = line.decode().split(" ", 2)
+                word, number, rest = [*line.decode().split(" ", 2), "", ""][:3]
                 if word == "return":
-                    observed[int(arguments[0])] = pickle.loads(payload)
+                    observed[int(number)] = pickle.loads(payload)
                 elif word == "sync":
-                    outcome.syncs.append(arguments[1])
+                    outcome.syncs.append(rest)
         states = crash_states(base, events, cell.states, cell.seed)
         scenario = operations.scenario(cell.operation, cell.level)
         for state, broken in _judge_all(system, base, work, states, scenario, observed):
@@ -265,7 +265,10 @@ def _patched(cell: Cell, commit: Callable[[], None], mark: Callable[..., None]) 
 
 def _kind(descriptor: object) -> str:
     path = os.readlink(f"/proc/self/fd/{descriptor}")
-    return f"{'directory' if os.path.isdir(path) else 'file'} {os.path.basename(path)}"
+    name = os.path.basename(path)
+    if os.path.isdir(path):
+        return "staging directory" if LITTER.fullmatch(name) else f"directory {name}"
+    return "staging file" if LITTER.fullmatch(name) or path.endswith(" (deleted)") else f"file {name}"
 
 
 # --- cutting and judging --------------------------------------------------------------------------------------------

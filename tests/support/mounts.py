@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,8 +51,16 @@ def mount(source: str, where: str, kind: str | None, options: str = "", flags: i
 
 
 def unmount(where: str) -> None:
-    """umount2(2)."""
-    _check(_libc().umount2(os.fsencode(where), 0), where)
+    """umount2(2), given a few seconds: a loop device that somebody happens to look at is detached only after that."""
+    for _ in range(200):
+        try:
+            _check(_libc().umount2(os.fsencode(where), 0), where)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        time.sleep(0.05)
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), where)
 
 
 @contextlib.contextmanager

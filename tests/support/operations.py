@@ -446,8 +446,11 @@ LIBRARY: dict[str, Callable[[str], Scenario]] = {
 NO_SYNC = {"durable": (), "consistent": ("remove", "folders")}
 
 
-def in_place(level: str, *, mount: bool = True) -> Scenario:
-    """A target that is a mount point cannot be renamed over: the fallback writes into it, and says that it is not atomic."""
+def in_place(level: str, *, mount: bool = True, backup: bool = False) -> Scenario:
+    """A target that is a mount point cannot be renamed over: the fallback writes into it, and says that it is not atomic.
+
+    Judged by the target alone, which is lost in some cuts; with *backup* by the target or else its backup.
+    """
 
     def setup() -> None:
         put("target", _OLD)
@@ -467,13 +470,16 @@ def in_place(level: str, *, mount: bool = True) -> Scenario:
         target = tree.get("target")
         if target == (_MODE, _LONG) or (target == (_MODE, _OLD) and not returned):
             return []
-        return [f"target: {describe(target)}"]
+        backups = [value for name, value in tree.items() if name.endswith(".backup")] if backup else []
+        if any(value[1] == _OLD for value in backups if isinstance(value, tuple)):
+            return []
+        return [f"target: {describe(target)}, backups: {[describe(value) for value in backups]}"]
 
     return Scenario("in-place fallback", level, setup, {}, (Step("longer", write, {}),), custom=judge)
 
 
 def scenario(name: str, level: str) -> Scenario:
     """Build one by its name in this module's tables."""
-    if name == "in_place":
-        return in_place(level)
+    if name.startswith("in_place"):
+        return in_place(level, backup=name == "in_place_backup")
     return (LIBRARY.get(name) or NAIVE[name])(level)
