@@ -1,7 +1,7 @@
 """The command line: ``atomicio write TARGET`` and its like.
 
-Exit status as Unix tools have it: 0 when done, 1 when something failed (one line on standard error says what, and whether the
-file changed), 2 for wrong usage, 130 when interrupted.
+Exit status as Unix tools have it: 0 when done, 1 when something failed (one line on standard error says what, and
+whether the file changed), 2 for wrong usage, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def _durability(parser: argparse.ArgumentParser) -> None:
         "--durability",
         choices=("none", "consistent", "durable"),
         default="durable",
-        help="what a power cut may do: anything (none); leave the old or the new content (consistent); nothing once the command "
-        "has returned (durable, the default)",
+        help="what a power cut may do: anything (none); leave the old or the new content (consistent); nothing once "
+        "the command has returned (durable, the default)",
     )
 
 
@@ -112,8 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     write = commands.add_parser(
         "write",
         help="replace a file with standard input",
-        description="Read standard input to its end, then replace TARGET with it, all at once. TARGET may be what the input is made "
-        "from: sort f | atomicio write f. If the input can't be read or written whole, TARGET stays as it is.",
+        description="Read standard input to its end, then replace TARGET with it, all at once. TARGET may be what the "
+        "input is made from: sort f | atomicio write f. If the input can't be read or written whole, TARGET stays as "
+        "it is.",
         allow_abbrev=False,
     )
     write.add_argument("target", metavar="TARGET", help="the file to replace or create")
@@ -121,9 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("-a", "--append", action="store_true", help="keep the content and add to it")
     how.add_argument("-n", "--no-clobber", action="store_true", help="fail if TARGET exists")
     _durability(write)
-    write.add_argument("--mode", type=_octal, metavar="OCTAL", help="permissions, such as 600 (default: TARGET's, or the umask's)")
-    write.add_argument("--backup", metavar="SUFFIX", help="keep the old content as TARGET with this suffix, such as .bak")
-    write.add_argument("--no-follow", action="store_true", help="replace a symbolic link instead of the file it leads to")
+    write.add_argument(
+        "--mode", type=_octal, metavar="OCTAL", help="permissions, such as 600 (default: TARGET's, or the umask's)"
+    )
+    write.add_argument(
+        "--backup", metavar="SUFFIX", help="keep the old content as TARGET with this suffix, such as .bak"
+    )
+    write.add_argument(
+        "--no-follow", action="store_true", help="replace a symbolic link instead of the file it leads to"
+    )
     write.add_argument("--parents", action="store_true", help="create missing directories")
     write.add_argument("--lock", action="store_true", help="wait for other writers that use a lock (TARGET.lock)")
     write.add_argument(
