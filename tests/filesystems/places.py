@@ -30,7 +30,7 @@ class Place:
     """One kind of place: how to make it and what is different there.
 
     *make* is a context manager from an empty folder to the folder to write in; *differs* says for a promise what holds in
-    its stead.  *refused* names the errno with which every change ends, on places that can take none.
+    its stead.
     """
 
     name: str
@@ -209,6 +209,10 @@ def sshfs(folder: str) -> Iterator[str]:
         server.wait()
 
 
+_TEMPORARY = "leaves a temporary file"
+_MISSING = "missing for a moment"
+_NO_MODE, _NO_OWNER, _NO_ATTRIBUTES = "no mode bits", "no owners", "no attributes"
+
 PLACES = [
     Place("ext4", block("ext4")),
     Place("xfs", block("xfs")),
@@ -223,31 +227,38 @@ PLACES = [
             32,
             lambda program, device, where: [program, "-o", "no_detach,permissions,streams_interface=xattr", device, where],
         ),
+        {
+            "killed": _TEMPORARY,
+            "readers": _MISSING,
+            "long_name": "rename leaves a second name",
+        },
     ),
     Place(
         "exFAT (exfat-fuse)",
         fuse("mount.exfat-fuse", ["mkfs.exfat"], 32, lambda program, device, where: [program, "-d", device, where]),
+        {
+            "exclusive": "refused: OSError EINVAL, untouched",
+            "killed": _TEMPORARY,
+            "readers": _MISSING,
+            "mode_kept": _NO_MODE,
+            "permissions": _NO_MODE,
+            "owner_kept": _NO_OWNER,
+            "xattrs_kept": _NO_ATTRIBUTES,
+            "symlink": "no symbolic links",
+        },
     ),
-    Place(
-        "FAT (fusefat)",
-        fuse("fusefat", ["mkfs.vfat"], 32, lambda program, device, where: [program, "-f", "-s", "-o", "rw+", device, where]),
-    ),
-    Place("sshfs", sshfs),
+    Place("sshfs", sshfs, {"killed": _TEMPORARY, "xattrs_kept": _NO_ATTRIBUTES}),
     Place("our FUSE, complete", refusing()),
     Place("our FUSE, no directory fsync (EINVAL)", refusing("directory-fsync=EINVAL")),
     Place("our FUSE, no directory fsync (ENOTSUP)", refusing("directory-fsync=ENOTSUP")),
     Place("our FUSE, no hard links (EPERM)", refusing("hard-links=EPERM")),
     Place("our FUSE, no hard links (ENOTSUP)", refusing("hard-links=ENOTSUP")),
-    Place("our FUSE, no O_TMPFILE (ENOTSUP)", refusing("O_TMPFILE=ENOTSUP")),
-    Place("our FUSE, no O_TMPFILE (EINVAL)", refusing("O_TMPFILE=EINVAL")),
-    Place("our FUSE, no O_TMPFILE, no hard links", refusing("O_TMPFILE=ENOTSUP", "hard-links=EPERM")),
-    Place("our FUSE, no chmod (EPERM)", refusing("chmod=EPERM")),
-    Place("our FUSE, no chmod (ENOTSUP)", refusing("chmod=ENOTSUP")),
-    Place("our FUSE, no chown (EPERM)", refusing("chown=EPERM")),
-    Place("our FUSE, no xattrs (ENOTSUP)", refusing("xattrs=ENOTSUP")),
-    Place("our FUSE, no xattrs (EPERM)", refusing("xattrs=EPERM")),
-    Place("our FUSE, directory fsync fails (EIO)", refusing("directory-fsync=EIO")),
-    Place("our FUSE, fsync fails (EIO)", refusing("fsync=EIO")),
-    Place("our FUSE, no rename over a file (EBUSY)", refusing("rename-over=EBUSY")),
-    Place("our FUSE, no rename (EPERM)", refusing("rename=EPERM")),
+    Place("our FUSE, no O_TMPFILE (ENOTSUP)", refusing("O_TMPFILE=ENOTSUP"), {"killed": _TEMPORARY}),
+    Place("our FUSE, no O_TMPFILE (EINVAL)", refusing("O_TMPFILE=EINVAL"), {"killed": _TEMPORARY}),
+    Place("our FUSE, no O_TMPFILE, no hard links", refusing("O_TMPFILE=ENOTSUP", "hard-links=EPERM"), {"killed": _TEMPORARY}),
+    Place("our FUSE, no chmod (EPERM)", refusing("chmod=EPERM"), {"mode_kept": _NO_MODE, "permissions": "refused: PermissionError EPERM, untouched"}),
+    Place("our FUSE, no chmod (ENOTSUP)", refusing("chmod=ENOTSUP"), {"mode_kept": _NO_MODE, "permissions": "refused: OSError ENOTSUP, untouched"}),
+    Place("our FUSE, no chown (EPERM)", refusing("chown=EPERM"), {"owner_kept": _NO_OWNER}),
+    Place("our FUSE, no xattrs (ENOTSUP)", refusing("xattrs=ENOTSUP"), {"xattrs_kept": _NO_ATTRIBUTES}),
+    Place("our FUSE, no xattrs (EPERM)", refusing("xattrs=EPERM"), {"xattrs_kept": _NO_ATTRIBUTES}),
 ]
