@@ -32,7 +32,8 @@ def table(request: pytest.FixtureRequest) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def private_mounts() -> None:
+def private_mounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Have a mount table of our own, and return a tmpfs for the images: a loop device on a real disk is slow."""
     if sys.platform != "linux":
         pytest.skip("the places are mounted as Linux mounts them")
     if os.geteuid():
@@ -41,6 +42,9 @@ def private_mounts() -> None:
         mounts.enter_private_mounts()
     except OSError as error:
         pytest.skip(f"no mounts of one's own: {error}")
+    ram = tmp_path_factory.mktemp("ram")
+    mounts.mount("none", str(ram), "tmpfs")
+    return ram
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import itertools
 import json
 import os
 import pickle
@@ -20,13 +21,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import recorder
 from crash_states import BLOCK, CrashState, crash_states
 
 import mounts
 import operations
-from patched_os import patched_os
+from patched_os import patched_os, real_function
 from promises import LITTER, Scenario, tree_at
 
 #: after these calls the "stepped" variant has the file system commit its metadata
@@ -50,8 +52,12 @@ _STEPS = (
     "fchmod",
     "fchown",
     "setxattr",
+    "copy_file_range",
+    "exchange",
+    "rename_new",
+    "syncfs",
 )
-_SYNCS = ("fsync", "fdatasync")
+_SYNCS = ("fsync", "fdatasync", "syncfs")
 _BLKFLSBUF = 0x1261
 
 
@@ -237,20 +243,18 @@ def _work(cell: Cell, system: mounts.BlockFileSystem, mounted: str, marks: str) 
 @contextlib.contextmanager
 def _patched(cell: Cell, commit: Callable[[], None], mark: Callable[..., None]) -> Iterator[None]:
     """Number the sync calls, leave one out if asked to, and in the stepped variant commit after each call."""
-    real = {name: getattr(os, name) for name in _STEPS}
-    counter = 0
+    real = {name: function for name in _STEPS if (function := real_function(name))}
+    numbers = itertools.count()
 
-    def sync(name: str, what: str, *arguments: object) -> object:
-        nonlocal counter
-        number = counter
-        counter += 1
-        mark(f"sync {number} {what}")
-        return None if number == cell.without_sync else real[name](*arguments)
+    def sync(name: str, descriptor: int) -> object:
+        number = next(numbers)
+        mark(f"sync {number} {'file system' if name == 'syncfs' else _kind(descriptor)}")
+        return None if number == cell.without_sync else real[name](descriptor)
 
     def wrapper(name: str) -> Callable[..., object]:
-        def call(*arguments: object, **named: object) -> object:
+        def call(*arguments: Any, **named: Any) -> object:
             if name in _SYNCS:
-                result = sync(name, _kind(arguments[0]), *arguments)
+                result = sync(name, *arguments, **named)
             else:
                 result = real[name](*arguments, **named)
             if cell.variant == "stepped":
@@ -259,11 +263,11 @@ def _patched(cell: Cell, commit: Callable[[], None], mark: Callable[..., None]) 
 
         return call
 
-    with patched_os({name: wrapper(name) for name in _STEPS}):
+    with patched_os({name: wrapper(name) for name in real}):
         yield
 
 
-def _kind(descriptor: object) -> str:
+def _kind(descriptor: int) -> str:
     path = os.readlink(f"/proc/self/fd/{descriptor}")
     name = os.path.basename(path)
     if os.path.isdir(path):

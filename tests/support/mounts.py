@@ -84,10 +84,13 @@ def loop_device(image: str, *, direct: bool = False) -> Iterator[str]:
         if attempt == 19:
             raise OSError(done.returncode, done.stderr.strip(), image)
     device = done.stdout.strip()
+    holding = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        # of a device in use this only says: detach when nobody has it open any more, should we be killed as well
+        subprocess.run(["losetup", "-d", device], check=True)
         yield device
     finally:
-        subprocess.run(["losetup", "-d", device], check=True)
+        os.close(holding)
 
 
 @dataclass(frozen=True)

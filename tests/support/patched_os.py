@@ -1,4 +1,7 @@
-"""Put other functions into :mod:`os` for a while, such that nobody who asks what they can do notices."""
+"""Put other functions into :mod:`os` for a while, such that nobody who asks what they can do notices.
+
+The system calls that :mod:`os` lacks are made by ``atomicio._syscalls``: functions under those names are put there.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,25 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from atomicio import _syscalls
+
+#: the functions of ``atomicio._syscalls``
+BEYOND_OS = ("exchange", "rename_new", "syncfs")
 _CAPABILITIES = (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks, os.supports_effective_ids)
+
+
+def real_function(name: str) -> Callable[..., Any] | None:
+    """Return the function of that name, or None where the system has none."""
+    return getattr(_syscalls if name in BEYOND_OS else os, name, None)
 
 
 @contextlib.contextmanager
 def patched_os(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Replace the named functions, also in the sets such as :data:`os.supports_dir_fd`."""
-    real = {name: getattr(os, name) for name in functions}
+    real = {name: real_function(name) for name in functions}
     members = [(known, name) for known in _CAPABILITIES for name in functions if real[name] in known]
     for name, function in functions.items():
-        setattr(os, name, function)
+        setattr(_syscalls if name in BEYOND_OS else os, name, function)
     for known, name in members:
         known.add(functions[name])
     try:
@@ -25,4 +37,4 @@ def patched_os(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
         for known, name in members:
             known.discard(functions[name])
         for name, function in real.items():
-            setattr(os, name, function)
+            setattr(_syscalls if name in BEYOND_OS else os, name, function)

@@ -9,7 +9,9 @@ it looks at the folder, so it knows between which calls which name and which con
 2. permission bits that were not synced: any that the file had since;
 3. names that were not synced, by fsync of *their directory*: each for itself is what it was at any moment since;
 4. fsync of a file says nothing about its name, and nothing at all while the file has no name;
-5. a rename is one step: the old name does not go before the new one is there, and a replaced name is never without a file.
+5. syncfs writes everything to the device, whose cache is flushed only by the next fsync;
+6. a rename is one step: the old name does not go before the new one is there, and a replaced name is never without a file.
+   (Not relied upon once a durable operation has returned: then it is judged without this rule as well.)
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import errno
 import os
 import random
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from patched_os import patched_os
+from patched_os import patched_os, real_function
 from promises import BLOCK, LITTER, Scenario, Tree, Unit, Value
 
 _CALLS = (
@@ -47,6 +50,8 @@ _CALLS = (
     "setxattr",
     "copy_file_range",
     "sendfile",
+    "exchange",
+    "rename_new",
 )
 
 #: a choice among so many: what a hypothesis strategy or a random generator makes
@@ -71,10 +76,19 @@ class _Directory:
 
 @dataclass(frozen=True)
 class _Move:
-    """Rule 5: when the *old* entry has got to its step, the *new* one has got to its own."""
+    """Rule 6: when the *old* entry has got to its step, the *new* one has got to its own."""
 
     old: tuple[int, str, int]
     new: tuple[int, str, int]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What the cache of the device holds: the newest content and mode of each file, and where they stand in its history."""
+
+    values: dict[int, tuple[bytes | str, int]]
+    positions: dict[int, tuple[int, int]]
+    names: dict[tuple[int, str], int]
 
 
 class Disk:
@@ -112,13 +126,42 @@ class Disk:
             directory.synced[name] = directory.synced.get(name, 0) + len(history) - 1
             del history[:-1]
 
-    def after_a_cut(self, choose: Choose) -> Tree:
-        """Return the files that are found after a power cut; *choose* picks among the possibilities."""
+    def write_out(self) -> _Written:
+        """Have everything in the cache of the device, as syncfs does: return what :meth:`flush` is to make durable."""
+        files = {key: (len(file.contents) - 1, len(file.modes) - 1) for key, file in self.files.items()}
+        names = {
+            (key, name): directory.synced.get(name, 0) + len(history) - 1
+            for key, directory in self.directories.items()
+            for name, history in directory.entries.items()
+        }
+        return _Written({key: (file.contents[-1], file.modes[-1]) for key, file in self.files.items()}, files, names)
+
+    def flush(self, written: _Written) -> None:
+        """Have on the disk what an earlier :meth:`write_out` had written; what came since is as uncertain as before."""
+        for key, (content, mode) in written.positions.items():
+            file = self.files[key]
+            # a sync since then has cut the histories short, and covers this
+            if len(file.contents) > content and file.contents[content] is written.values[key][0]:
+                del file.contents[:content]
+            if len(file.modes) > mode and file.modes[mode] == written.values[key][1]:
+                del file.modes[:mode]
+        for (key, name), position in written.names.items():
+            directory = self.directories[key]
+            gone = position - directory.synced.get(name, 0)
+            if gone > 0:
+                del directory.entries[name][:gone]
+                directory.synced[name] = position
+
+    def after_a_cut(self, choose: Choose, *, torn_renames: bool = False) -> Tree:
+        """Return the files that are found after a power cut; *choose* picks among the possibilities.
+
+        With *torn_renames* rule 6 does not hold.
+        """
         picked: dict[tuple[int, str], int] = {}
         for key, directory in self.directories.items():
             for name, history in directory.entries.items():
                 picked[key, name] = directory.synced.get(name, 0) + (choose(len(history)) if len(history) > 1 else 0)
-        settled = False
+        settled = torn_renames
         while not settled:
             settled = True
             for move in self.moves:
@@ -192,6 +235,8 @@ class Recording:
         self._keys: dict[tuple[int, int], int] = {}
         self._next_key = 0
         self._busy = False
+        self._in_cache: _Written | None = None
+        self._lock = threading.RLock()
 
     def run(self, scenario: Scenario) -> None:
         """Run it: set-up first, which is on the disk when the first step begins."""
@@ -212,25 +257,28 @@ class Recording:
     # -- watching the calls ------------------------------------------------------------------------------------------
 
     def _functions(self) -> dict[str, Callable[..., Any]]:
-        functions = {name: self._watch(name) for name in _CALLS if hasattr(os, name)}
+        functions = {name: self._watch(name) for name in _CALLS if real_function(name)}
         functions["fsync"] = lambda descriptor: self._sync(descriptor, mode=True)
         functions["fdatasync"] = lambda descriptor: self._sync(descriptor, mode=False)
         functions["sync"] = self._sync_all
-        return {name: function for name, function in functions.items() if hasattr(os, name)}
+        functions["syncfs"] = self._write_out
+        return {name: function for name, function in functions.items() if real_function(name)}
 
     def _watch(self, name: str) -> Callable[..., Any]:
-        real = getattr(os, name)
+        real = real_function(name)
+        assert real is not None
 
         def call(*arguments: Any, **named: Any) -> Any:
-            if self._busy:
-                return real(*arguments, **named)
-            self._look("the caller")
-            if name in ("rename", "replace") and os.path.basename(arguments[1]) == self._mount_point:
-                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-            try:
-                return real(*arguments, **named)
-            finally:
-                self._look(name)
+            with self._lock:  # the library may sync in several threads
+                if self._busy:
+                    return real(*arguments, **named)
+                self._look("the caller")
+                if name in ("rename", "replace") and os.path.basename(arguments[1]) == self._mount_point:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                try:
+                    return real(*arguments, **named)
+                finally:
+                    self._look(name)
 
         return call
 
@@ -242,25 +290,34 @@ class Recording:
 
     def _sync(self, descriptor: int, *, mode: bool) -> None:
         """Stand in for fsync: nothing reaches a real disk here, which makes the model fast."""
-        self._look("the caller")
-        status = os.fstat(descriptor)
-        key = self._keys.get((status.st_dev, status.st_ino))
-        if stat.S_ISDIR(status.st_mode):
-            if not self._dropped("directory") and key is not None:
+        with self._lock:
+            self._look("the caller")
+            status = os.fstat(descriptor)
+            key = self._keys.get((status.st_dev, status.st_ino))
+            directory = stat.S_ISDIR(status.st_mode)
+            if self._dropped("directory" if directory else "file"):
+                return
+            if self._in_cache is not None:
+                self._disk.flush(self._in_cache)
+                self._in_cache = None
+            if directory and key is not None:
                 self._disk.sync_names(key)
-        elif not self._dropped("file") and key is not None:  # a file without a name is not in the folder: rule 4
-            self._disk.sync_content(key, mode=mode)
-        self._point("fsync")
+            elif key is not None:  # a file without a name is not in the folder: rule 4
+                self._disk.sync_content(key, mode=mode)
+            self._point("fsync")
+
+    def _write_out(self, descriptor: int) -> None:
+        with self._lock:
+            self._look("the caller")
+            if not self._dropped("file system"):
+                self._in_cache = self._disk.write_out()
 
     def _sync_all(self) -> None:
-        self._look("the caller")
-        if not self._dropped("file system"):
-            self._sync_everything()
-        self._point("sync")
-
-    def sync_file_system(self, descriptor: int) -> None:
-        """Stand in for syncfs(2)."""
-        self._sync_all()
+        with self._lock:
+            self._look("the caller")
+            if not self._dropped("everything"):
+                self._sync_everything()
+            self._point("sync")
 
     def _sync_everything(self) -> None:
         for key in self._keys.values():
@@ -378,9 +435,11 @@ def violations(scenario: Scenario, recording: Recording, cuts: int, randomness: 
     """Cut the power at every point, in the two extreme ways and *cuts* random ones; return how many and what broke."""
     judged, broken = 0, []
     for point in recording.points:
+        at_rest = scenario.level == "durable" and point.returned == point.begun
         for choose in (oldest, newest, *[randomness.randrange] * cuts):
-            tree = point.disk.after_a_cut(choose)
-            found = scenario.judge(tree, point.returned, point.begun, recording.observed)
-            judged += 1
-            broken.extend(f"after {point.after}: {line}" for line in found)
+            for torn_renames in {False, at_rest}:
+                tree = point.disk.after_a_cut(choose, torn_renames=torn_renames)
+                found = scenario.judge(tree, point.returned, point.begun, recording.observed)
+                judged += 1
+                broken.extend(f"after {point.after}: {line}" for line in found)
     return judged, broken
