@@ -415,7 +415,7 @@ def folders(level: str) -> Scenario:
 
 
 def star_cache(level: str) -> Scenario:
-    """The cache chooses its own level; what stands in the file is what save() left, whole, or what was there before."""
+    """The cache has chosen its level, "none": what is lost is learnt again. It says so in its docs, and is judged by it."""
 
     def save(*modules: str) -> None:
         from atomicio.star_imports import StarImportCache
@@ -466,6 +466,11 @@ NO_SYNC = {"durable": (), "consistent": ("remove", "folders")}
 
 #: syncs that nothing here can miss, and why: the library cannot know that the file it moves was synced by its owner
 NEEDLESS = {"move_kept": ("file",)}
+
+
+def levels(name: str) -> tuple[str, ...]:
+    """Return the levels at which an operation can be had."""
+    return ("none",) if name == "star_cache" else LEVELS
 
 
 def in_place(level: str, *, mount: bool = True, backup: bool = False) -> Scenario:
