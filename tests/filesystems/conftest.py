@@ -19,7 +19,9 @@ _table = pytest.StashKey[dict[str, dict[str, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.getgroup("file systems").addoption("--table", help="write what holds where to this file, as reStructuredText")
+    parser.getgroup("file systems").addoption(
+        "--table", help="write what holds where to this file, as reStructuredText"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,8 +75,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def as_rst(rows: dict[str, dict[str, str]]) -> str:
     """Write the table for the docs."""
     lines = [
-        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}. The numbers count promises that hold as they do",
-        "everywhere; what differs is named.",
+        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}.",
+        "The numbers count the promises that hold as they do everywhere; what differs is named.",
         "",
         ".. list-table:: What holds where",
         "   :header-rows: 1",
@@ -90,5 +92,9 @@ def as_rst(rows: dict[str, dict[str, str]]) -> str:
             if value != "holds":
                 differing.setdefault(value, []).append(promise.replace("_", " "))
         words = "; ".join(f"{', '.join(names)}: *{value}*" for value, names in differing.items()) or "nothing"
-        lines += [f"   * - {place}", f"     - {len(row) - sum(map(len, differing.values()))} of {len(row)}", f"     - {words}"]
+        lines += [
+            f"   * - {place}",
+            f"     - {len(row) - sum(map(len, differing.values()))} of {len(row)}",
+            f"     - {words}",
+        ]
     return "\n".join(lines) + "\n"

@@ -29,8 +29,8 @@ class Missing(Exception):
 class Place:
     """One kind of place: how to make it and what is different there.
 
-    *make* is a context manager from an empty folder to the folder to write in; *differs* says for a promise what holds in
-    its stead.
+    *make* is a context manager from an empty folder to the folder to write in; *differs* says for a promise what
+    holds in its stead.
     """
 
     name: str
@@ -225,7 +225,13 @@ PLACES = [
             "ntfs-3g",
             ["mkfs.ntfs", "-q", "-F", "-f"],
             32,
-            lambda program, device, where: [program, "-o", "no_detach,permissions,streams_interface=xattr", device, where],
+            lambda program, device, where: [
+                program,
+                "-o",
+                "no_detach,permissions,streams_interface=xattr",
+                device,
+                where,
+            ],
         ),
         {
             "killed": _TEMPORARY,
@@ -255,9 +261,21 @@ PLACES = [
     Place("our FUSE, no hard links (ENOTSUP)", refusing("hard-links=ENOTSUP")),
     Place("our FUSE, no O_TMPFILE (ENOTSUP)", refusing("O_TMPFILE=ENOTSUP"), {"killed": _TEMPORARY}),
     Place("our FUSE, no O_TMPFILE (EINVAL)", refusing("O_TMPFILE=EINVAL"), {"killed": _TEMPORARY}),
-    Place("our FUSE, no O_TMPFILE, no hard links", refusing("O_TMPFILE=ENOTSUP", "hard-links=EPERM"), {"killed": _TEMPORARY}),
-    Place("our FUSE, no chmod (EPERM)", refusing("chmod=EPERM"), {"mode_kept": _NO_MODE, "permissions": "refused: PermissionError EPERM, untouched"}),
-    Place("our FUSE, no chmod (ENOTSUP)", refusing("chmod=ENOTSUP"), {"mode_kept": _NO_MODE, "permissions": "refused: OSError ENOTSUP, untouched"}),
+    Place(
+        "our FUSE, no O_TMPFILE, no hard links",
+        refusing("O_TMPFILE=ENOTSUP", "hard-links=EPERM"),
+        {"killed": _TEMPORARY},
+    ),
+    Place(
+        "our FUSE, no chmod (EPERM)",
+        refusing("chmod=EPERM"),
+        {"mode_kept": _NO_MODE, "permissions": "refused: PermissionError EPERM, untouched"},
+    ),
+    Place(
+        "our FUSE, no chmod (ENOTSUP)",
+        refusing("chmod=ENOTSUP"),
+        {"mode_kept": _NO_MODE, "permissions": "refused: OSError ENOTSUP, untouched"},
+    ),
     Place("our FUSE, no chown (EPERM)", refusing("chown=EPERM"), {"owner_kept": _NO_OWNER}),
     Place("our FUSE, no xattrs (ENOTSUP)", refusing("xattrs=ENOTSUP"), {"xattrs_kept": _NO_ATTRIBUTES}),
     Place("our FUSE, no xattrs (EPERM)", refusing("xattrs=EPERM"), {"xattrs_kept": _NO_ATTRIBUTES}),

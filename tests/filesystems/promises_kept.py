@@ -1,4 +1,6 @@
-"""What is promised everywhere, each as a function of a folder; it returns None, or says in words what holds in its stead."""
+"""What is promised everywhere, each as a function of a folder; it returns None, or says in words what holds in its
+stead.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +130,9 @@ def exception() -> None:
 
 
 def readers() -> str | None:
-    """A reader that never stops sees old or new, never a part; and never nothing, but where rename itself is not atomic."""
+    """A reader that never stops sees old or new, never a part; and never nothing, but where rename itself is not
+    atomic.
+    """
     put("f", b"0" * 50_000)
     stop = threading.Event()
     seen: list[str] = []

@@ -1,7 +1,7 @@
 """A file system in memory, through FUSE, that refuses what it is told to refuse, with the errno it is told to use.
 
-Real file systems each lack something: FAT has no hard links and no mode bits, some network file systems cannot fsync a directory,
-old FUSE programs know neither ``O_TMPFILE`` nor extended attributes.  This one can lack any of it alone.
+Real file systems each lack something: FAT has no hard links and no mode bits, some network file systems cannot fsync
+a directory, old FUSE programs know neither ``O_TMPFILE`` nor extended attributes.  This one can lack any of it alone.
 
 Run as a program: ``refusing_fuse.py MOUNTPOINT [FEATURE=ERRNO ...]``; it prints ``ready`` once it is mounted.
 """
@@ -17,9 +17,9 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "support"))
 
-import mounts  # noqa: E402
-import raw_fuse  # noqa: E402
-from raw_fuse import Node, Request  # noqa: E402
+import mounts
+import raw_fuse
+from raw_fuse import Node, Request
 
 FEATURES = ("directory-fsync", "fsync", "hard-links", "chmod", "chown", "xattrs", "O_TMPFILE", "rename", "rename-over")
 
@@ -65,7 +65,9 @@ class RefusingFileSystem(raw_fuse.Server):
             raw_fuse.OPENDIR: lambda request: struct.pack("<QII", 0, 0, 0),
             raw_fuse.READDIR: self._readdir,
             raw_fuse.RELEASEDIR: lambda request: b"",
-            raw_fuse.STATFS: lambda request: struct.pack("<QQQQQIIII24x", 1 << 20, 1 << 19, 1 << 19, 1 << 20, 1 << 19, 4096, 255, 4096, 0),
+            raw_fuse.STATFS: lambda request: struct.pack(
+                "<QQQQQIIII24x", 1 << 20, 1 << 19, 1 << 19, 1 << 20, 1 << 19, 4096, 255, 4096, 0
+            ),
             raw_fuse.SETXATTR: self._setxattr,
             raw_fuse.GETXATTR: self._getxattr,
             raw_fuse.LISTXATTR: self._listxattr,
@@ -233,7 +235,9 @@ class RefusingFileSystem(raw_fuse.Server):
         return struct.pack("<II", size, 0)
 
     def _setattr(self, request: Request) -> bytes:
-        valid, _, _, size, _, atime, mtime, _, atimensec, mtimensec, _, mode, _, uid, gid, _ = request.unpack("<IIQQQQQQIIIIIIII")
+        valid, _, _, size, _, atime, mtime, _, atimensec, mtimensec, _, mode, _, uid, gid, _ = request.unpack(
+            "<IIQQQQQQIIIIIIII"
+        )
         node = self.nodes[request.node]
         if valid & _SET_MODE:
             self._refuse("chmod")

@@ -1,4 +1,6 @@
-"""The library on the file systems that people have: what it promises everywhere, and that it fails cleanly where it must."""
+"""The library on the file systems that people have: what it promises everywhere, and that it fails cleanly where it
+must.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-import mounts
 import places
 import pytest
-from patched_os import patched_os
 from promises_kept import NEW, OLD, PROMISES, TEMPORARY, get, outcome, put
 
 import atomicio
+import mounts
+from patched_os import patched_os
 
 pytestmark = pytest.mark.usefixtures("private_mounts", "elsewhere")
 
@@ -62,7 +64,19 @@ def test_what_is_promised_everywhere(place, promise, folder, table):
 
 # --- every call fails -------------------------------------------------------------------------------------------------
 
-_CALLS = ("open", "write", "fchmod", "fchown", "setxattr", "link", "fsync", "close", "rename", "copy_file_range", "ftruncate")
+_CALLS = (
+    "open",
+    "write",
+    "fchmod",
+    "fchown",
+    "setxattr",
+    "link",
+    "fsync",
+    "close",
+    "rename",
+    "copy_file_range",
+    "ftruncate",
+)
 _FAULTS = (errno.EIO, errno.ENOSPC, errno.EACCES)
 
 
@@ -105,7 +119,11 @@ def _create() -> None:
         file.write(NEW)
 
 
-OPERATIONS = {"write_bytes": (_write, "f", OLD, NEW), "a": (_append, "f", OLD, OLD + NEW), "x": (_create, "g", None, NEW)}
+OPERATIONS = {
+    "write_bytes": (_write, "f", OLD, NEW),
+    "a": (_append, "f", OLD, OLD + NEW),
+    "x": (_create, "g", None, NEW),
+}
 
 
 def _descriptors() -> int:
@@ -314,7 +332,9 @@ def test_a_file_bind_mounted_over_the_target(private_mounts, table):
         os.chdir("/")
 
 
-@pytest.mark.parametrize("refusal", ["rename-over=EBUSY", "rename-over=EPERM", "rename=EPERM", "rename=EACCES", "rename=EXDEV"])
+@pytest.mark.parametrize(
+    "refusal", ["rename-over=EBUSY", "rename-over=EPERM", "rename=EPERM", "rename=EACCES", "rename=EXDEV"]
+)
 def test_no_rename(refusal, private_mounts, table):
     with _enter(places.refusing(refusal), private_mounts) as where:
         os.chdir(where)
@@ -337,7 +357,9 @@ def test_no_rename(refusal, private_mounts, table):
 
 @pytest.mark.parametrize("code", ["EIO", "ENOSPC", "EDQUOT"])
 def test_a_directory_that_cannot_be_synced_for_real(code, private_mounts, table):
-    """Unlike EINVAL and its kin, which say that there is nothing to sync, these errors are reported: the rename has happened."""
+    """Unlike EINVAL and its kin, which say that there is nothing to sync, these errors are reported: the rename has
+    happened.
+    """
     with _enter(places.refusing(f"directory-fsync={code}"), private_mounts) as where:
         os.chdir(where)
         for content in (OLD, NEW):  # creating, then replacing
@@ -369,7 +391,10 @@ def test_a_file_that_cannot_be_synced(code, private_mounts, table):
             assert os.listdir(".") == ["f"]
         atomicio.write_bytes("f", NEW, durability="none")
         assert get("f") == NEW
-        table[f"our FUSE, fsync fails ({code})"] = {"durable, consistent": f"refused: {code}, untouched", "none": "holds"}
+        table[f"our FUSE, fsync fails ({code})"] = {
+            "durable, consistent": f"refused: {code}, untouched",
+            "none": "holds",
+        }
         os.chdir("/")
 
 
@@ -393,7 +418,9 @@ def test_files_of_the_lower_layer(layer, private_mounts, table):
             assert get(os.path.join(lower, layer)) == OLD
             os.chdir("/")
         assert get(os.path.join(upper, layer)) == NEW
-    table.setdefault("overlayfs, files of the lower layer", {})[layer.replace("below/f", "in its directory").replace("f", "merged")] = "holds"
+    table.setdefault("overlayfs, files of the lower layer", {})[
+        layer.replace("below/f", "in its directory").replace("f", "merged")
+    ] = "holds"
 
 
 def test_directories_of_the_lower_layer(private_mounts, table):
@@ -420,7 +447,7 @@ def _replace_site() -> None:
 
 # --- the default tests, there -----------------------------------------------------------------------------------------
 
-_FUNCTIONAL = ("test_writer.py", "test_errors.py", "test_metadata.py", "test_symlinks.py")
+_FUNCTIONAL = ("test_writer.py", "test_metadata.py", "test_symlinks.py")
 
 
 @pytest.mark.parametrize("name", ["ext4", "xfs", "btrfs", "tmpfs", "overlayfs on tmpfs", "our FUSE, complete"])

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import operations
 import pytest
-import worst_file_system
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import atomicio
+import operations
+import worst_file_system
+from atomicio import _syscalls
 from operations import in_place
 from promises import BLOCK, Scenario, Step, Tree, Unit, text
 from worst_file_system import Recording, newest, oldest, violations
-
-import atomicio
-from atomicio import _syscalls
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the rules are those of POSIX systems")
 
@@ -154,7 +154,9 @@ def test_syncfs_needs_an_fsync_behind_it(tmp_path, monkeypatch):
 # --- the library on it ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "level"), [(name, level) for name in operations.LIBRARY for level in operations.levels(name)])
+@pytest.mark.parametrize(
+    ("name", "level"), [(name, level) for name in operations.LIBRARY for level in operations.levels(name)]
+)
 def test_the_library_keeps_its_promise(name, level, tmp_path, monkeypatch):
     scenario = operations.scenario(name, level)
     recording = record(tmp_path / "d", scenario, monkeypatch)
@@ -164,7 +166,8 @@ def test_the_library_keeps_its_promise(name, level, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "level"), [(name, level) for name in operations.LIBRARY for level in operations.levels(name) if level != "none"]
+    ("name", "level"),
+    [(name, level) for name in operations.LIBRARY for level in operations.levels(name) if level != "none"],
 )
 def test_every_single_sync_is_needed(name, level, tmp_path, monkeypatch):
     scenario = operations.scenario(name, level)
@@ -194,7 +197,9 @@ def test_the_naive_ways_lose_data(name, level, tmp_path, monkeypatch):
     assert broken
 
 
-@pytest.mark.parametrize(("name", "level"), [("tmp_rename_file_synced", "consistent"), ("tmp_rename_both_synced", "durable")])
+@pytest.mark.parametrize(
+    ("name", "level"), [("tmp_rename_file_synced", "consistent"), ("tmp_rename_both_synced", "durable")]
+)
 def test_the_careful_way_does_not(name, level, tmp_path, monkeypatch):
     scenario = operations.scenario(name, level)
     _, broken = violations(scenario, record(tmp_path / "d", scenario, monkeypatch), CUTS, random.Random(0))
@@ -264,7 +269,9 @@ def worlds(draw: st.DrawFn) -> tuple[str, dict[str, object], list[Step]]:
             case "backup":
                 world.add(
                     "backup",
-                    lambda p=path, c=content: atomicio.write_bytes(p, c, durability=level, permissions=MODE, backup=".bak"),
+                    lambda p=path, c=content: atomicio.write_bytes(
+                        p, c, durability=level, permissions=MODE, backup=".bak"
+                    ),
                     **{key: (MODE, content), key + ".bak": old},
                 )
             case "remove":
@@ -295,7 +302,7 @@ def test_any_sequence_survives_a_cut_anywhere(world, seed, tmp_path_factory):
             if value is not None:
                 put(path, value[1])
 
-    units = {path: value for path, value in before.items()} | {path + ".bak": None for path in before}
+    units = dict(before) | {path + ".bak": None for path in before}
     scenario = Scenario("sequence", level, setup, units, tuple(steps))
     with pytest.MonkeyPatch.context() as patch:
         recording = record(tmp_path_factory.mktemp("sequence"), scenario, patch)

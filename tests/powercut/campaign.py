@@ -23,11 +23,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import recorder
-from crash_states import BLOCK, CrashState, crash_states
-
 import mounts
 import operations
+import recorder
+from crash_states import BLOCK, CrashState, crash_states
 from patched_os import patched_os, real_function
 from promises import LITTER, Scenario, tree_at
 
@@ -253,10 +252,7 @@ def _patched(cell: Cell, commit: Callable[[], None], mark: Callable[..., None]) 
 
     def wrapper(name: str) -> Callable[..., object]:
         def call(*arguments: Any, **named: Any) -> object:
-            if name in _SYNCS:
-                result = sync(name, *arguments, **named)
-            else:
-                result = real[name](*arguments, **named)
+            result = sync(name, *arguments, **named) if name in _SYNCS else real[name](*arguments, **named)
             if cell.variant == "stepped":
                 commit()
             return result

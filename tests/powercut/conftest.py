@@ -24,7 +24,9 @@ import mounts  # noqa: E402
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("power cuts")
-    group.addoption("--states", type=int, default=45, help="judge at most so many crash states of each recording (default: 45)")
+    group.addoption(
+        "--states", type=int, default=45, help="judge at most so many crash states of each recording (default: 45)"
+    )
     group.addoption("--seed", type=int, default=0, help="draw the random crash states with this seed (default: 0)")
     group.addoption("--report", help="write the tables of the run to this file, as reStructuredText for the docs")
 
@@ -137,21 +139,28 @@ def tables(results: Results) -> str:
             key = operation, level, system
             row.append(f"{results.states[key]}, {results.violations[key]}" if key in results.states else "")
         rows.append(row)
-    total = sum(results.states.values())
+    total, broken = sum(results.states.values()), sum(results.violations.values())
+    kernel = platform.release().split("-")[0]
     parts = [
-        f"{total} distinct crash states of the library's operations were judged on Linux {platform.release().split('-')[0]}: "
-        f"{sum(results.violations.values())} broke a promise.",
+        f"On Linux {kernel}, {total} distinct crash states of the library's operations were judged; {broken} broke a promise.",
         table(
-            "Operation, durability level and file system: crash states tried, promises broken", ["operation", "level", *systems], rows
+            "Operation, durability level and file system: crash states tried, promises broken",
+            ["operation", "level", *systems],
+            rows,
         ),
     ]
     if results.naive:
-        naive = [[name, level, system, str(states), str(broken)] for name, level, system, states, broken in sorted(results.naive)]
+        naive = [
+            [name, level, system, str(states), str(broken)]
+            for name, level, system, states, broken in sorted(results.naive)
+        ]
         headings = ["what", "judged as", "file system", "states tried", "promises broken"]
         parts.append(table("The same suite on what people write by hand", headings, naive))
     if results.mutations:
         headings = ["operation", "level", "sync that was left out", "power cuts", "worst-case model"]
-        parts.append(table("The library with one sync left out: who notices", headings, [list(row) for row in results.mutations]))
+        parts.append(
+            table("The library with one sync left out: who notices", headings, [list(row) for row in results.mutations])
+        )
     return "\n\n".join(parts)
 
 

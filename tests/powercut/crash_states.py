@@ -1,11 +1,12 @@
 """Enumerate what a disk may hold when the power goes, from the log of what it was told.
 
-The rule is that of every drive with a volatile cache: what had been written before a flush is there after it; of what was
-written since, any part may be there, in any order, each 4 KiB of it whole or not at all.  (File systems wait for a write to
-complete before they issue the flush that is to cover it, so a write that the log shows before a flush is covered by it.)
+The rule is that of every drive with a volatile cache: what had been written before a flush is there after it; of what
+was written since, any part may be there, in any order, each 4 KiB of it whole or not at all.  (File systems wait for
+a write to complete before they issue the flush that is to cover it, so a write that the log shows before a flush is
+covered by it.)
 
-A cut that finds a given disk content may have come at any moment until the next flush.  The latest moment asks most of the
-library, so each state is judged by the marks that stand before the next flush.
+A cut that finds a given disk content may have come at any moment until the next flush.  The latest moment asks most
+of the library, so each state is judged by the marks that stand before the next flush.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from recorder import Event
+if TYPE_CHECKING:
+    from recorder import Event
+
 
 BLOCK = 4096
 Pieces = tuple[tuple[int, bytes], ...]
@@ -110,7 +114,9 @@ def _intervals(events: Sequence[Event]) -> tuple[list[Pieces], list[_Interval]]:
     return before, intervals
 
 
-def _choices(writes: Sequence[Pieces], number: int, randomness: random.Random) -> Iterator[tuple[int, str, list[tuple[int, bytes]]]]:
+def _choices(
+    writes: Sequence[Pieces], number: int, randomness: random.Random
+) -> Iterator[tuple[int, str, list[tuple[int, bytes]]]]:
     """Yield (rank, description, pieces that survive) for one interval; rank 0 is always judged."""
 
     def flat(chosen: Sequence[Pieces]) -> list[tuple[int, bytes]]:
@@ -122,7 +128,11 @@ def _choices(writes: Sequence[Pieces], number: int, randomness: random.Random) -
         yield 1, f"flush {number}, first {length} of {count} writes", flat(writes[:length])
     for index in range(count):
         if 0 < index < count - 1:
-            yield 2, f"flush {number}, all but write {index + 1} of {count}", flat([*writes[:index], *writes[index + 1 :]])
+            yield (
+                2,
+                f"flush {number}, all but write {index + 1} of {count}",
+                flat([*writes[:index], *writes[index + 1 :]]),
+            )
         if index:
             yield 2, f"flush {number}, only write {index + 1} of {count}", flat(writes[index : index + 1])
     for index, pieces in enumerate(writes):
@@ -175,5 +185,8 @@ def crash_states(base: dict[int, bytes], events: Sequence[Event], limit: int, se
         disk.apply(chosen)
         key = (disk.identity, interval.returned, interval.begun)
         if key not in states:
-            states[key] = (number, CrashState(description, disk.blocks, disk.identity, interval.returned, interval.begun))
+            states[key] = (
+                number,
+                CrashState(description, disk.blocks, disk.identity, interval.returned, interval.begun),
+            )
     return [state for _, state in sorted(states.values(), key=lambda pair: pair[0])]

@@ -1,4 +1,4 @@
-"""Cut the power in thousands of ways under the library, under what people write by hand, and under a crippled library."""
+"""Cut the power in thousands of ways under the library, under what people write by hand, and under a crippled one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import random
 import tempfile
 from dataclasses import dataclass
 
+import pytest
+
 import campaign
 import mounts
 import operations
-import pytest
 import worst_file_system
 
 VARIANTS = ("plain", "stepped")
@@ -89,7 +90,12 @@ def model_notices(operation: str, level: str, number: int) -> bool:
 
 @pytest.mark.parametrize(
     "job",
-    [Recordings(system, name, level) for name in operations.LIBRARY for level in operations.levels(name) for system in SYSTEMS],
+    [
+        Recordings(system, name, level)
+        for name in operations.LIBRARY
+        for level in operations.levels(name)
+        for system in SYSTEMS
+    ],
     ids=str,
 )
 def test_the_library_keeps_its_promise(job, outcomes, results):
@@ -99,7 +105,8 @@ def test_the_library_keeps_its_promise(job, outcomes, results):
         assert not outcome.violations, f"{outcome.cell}: {outcome.violations[:5]}"
 
 
-#: on which file systems each naive way must show what it loses (all of them, were it not for ext4's auto_da_alloc, which
+# : on which file systems each naive way must show what it loses (all of them, were it not for ext4's auto_da_alloc,
+# which
 #: also covers no file that is new; a missing sync of the directory shows everywhere)
 NAIVE = [
     ("open_w", "consistent"),
@@ -123,16 +130,21 @@ def test_the_naive_ways_lose_data(job, outcomes, results):
 )
 def test_the_careful_way_does_not(job, outcomes, results):
     broken = [violation for outcome in outcomes for violation in outcome.violations]
-    results.naive.append((job.operation, job.level, job.system, sum(outcome.states for outcome in outcomes), len(broken)))
+    results.naive.append(
+        (job.operation, job.level, job.system, sum(outcome.states for outcome in outcomes), len(broken))
+    )
     assert not broken, broken[:5]
 
 
-# Not on xfs: there the backup is a reflink (copy_file_range), so what is written to the target goes to blocks of its own,
+# Not on xfs: there the backup is a reflink (copy_file_range), so what is written to the target goes to blocks of its
+# own,
 # and a small file happens to survive.
 @pytest.mark.parametrize("job", [Recordings(name, "in_place", "durable") for name in SYSTEMS if name != "xfs"], ids=str)
 def test_writing_in_place_loses_the_target_as_documented(job, outcomes, results):
     broken = sum(len(outcome.violations) for outcome in outcomes)
-    results.naive.append(("fallback='in-place'", job.level, job.system, sum(outcome.states for outcome in outcomes), broken))
+    results.naive.append(
+        ("fallback='in-place'", job.level, job.system, sum(outcome.states for outcome in outcomes), broken)
+    )
     assert broken
 
 
@@ -156,7 +168,11 @@ def test_a_library_without_one_of_its_syncs_is_caught(job, outcomes, results):
         results.mutations.append(
             (job.operation, job.level, f"{number + 1}: {outcome.syncs[number]}", system or "–", "yes" if model else "–")
         )
-        if not system and not model and outcome.syncs[number].split()[0] not in operations.NEEDLESS.get(job.operation, ()):
+        if (
+            not system
+            and not model
+            and outcome.syncs[number].split()[0] not in operations.NEEDLESS.get(job.operation, ())
+        ):
             unnoticed.append(outcome.syncs[number])
     assert outcomes or job.operation in operations.NO_SYNC[job.level]
     assert not unnoticed
@@ -165,6 +181,9 @@ def test_a_library_without_one_of_its_syncs_is_caught(job, outcomes, results):
 def test_enough_states_were_judged(request, results):
     """The promise of this suite's documentation, for a run that left nothing out."""
     selected = [item for item in request.session.items if item.originalname == "test_the_library_keeps_its_promise"]
-    if len(selected) < len(SYSTEMS) * sum(len(operations.levels(name)) for name in operations.LIBRARY) or not results.states:
+    if (
+        len(selected) < len(SYSTEMS) * sum(len(operations.levels(name)) for name in operations.LIBRARY)
+        or not results.states
+    ):
         pytest.skip("only a part of the suite was run")
     assert sum(results.states.values()) >= 10_000

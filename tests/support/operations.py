@@ -341,7 +341,9 @@ def move(level: str) -> Scenario:
         put("new", content)
         atomicio.replace("new", target, durability=level)
 
-    caller: dict[Unit, tuple[object, ...]] = {"new": (ANYTHING,)}  # what the caller writes is the caller's, until it is moved
+    caller: dict[Unit, tuple[object, ...]] = {
+        "new": (ANYTHING,)
+    }  # what the caller writes is the caller's, until it is moved
 
     return Scenario(
         "replace (move)",
@@ -415,7 +417,9 @@ def folders(level: str) -> Scenario:
 
 
 def star_cache(level: str) -> Scenario:
-    """The cache has chosen its level, "none": what is lost is learnt again. It says so in its docs, and is judged by it."""
+    """The cache has chosen its level, "none": what is lost is learnt again. It says so in its docs, and is judged by
+    it.
+    """
 
     def save(*modules: str) -> None:
         from atomicio.star_imports import StarImportCache
@@ -474,7 +478,8 @@ def levels(name: str) -> tuple[str, ...]:
 
 
 def in_place(level: str, *, mount: bool = True, backup: bool = False) -> Scenario:
-    """A target that is a mount point cannot be renamed over: the fallback writes into it, and says that it is not atomic.
+    """A target that is a mount point cannot be renamed over: the fallback writes into it, and says that it is not
+    atomic.
 
     Judged by the target alone, which is lost in some cuts; with *backup* by the target or else its backup.
     """

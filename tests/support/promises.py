@@ -104,11 +104,16 @@ class Scenario:
         return {unit: _found(tree, unit) for unit, value in self.steps[step - 1].after.items() if value is OBSERVED}
 
     def judge(
-        self, tree: Tree, returned: int, begun: int, observed: Mapping[int, Mapping[Unit, object]] = MappingProxyType({})
+        self,
+        tree: Tree,
+        returned: int,
+        begun: int,
+        observed: Mapping[int, Mapping[Unit, object]] = MappingProxyType({}),
     ) -> list[str]:
         """Name every promise that the files in *tree* break.
 
-        *returned* and *begun* count the steps; *observed* maps a step's number, from 1, to what :meth:`observe` returned.
+        *returned* and *begun* count the steps; *observed* maps a step's number, from 1, to what :meth:`observe`
+        returned.
         """
         if self.custom is not None:
             return self.custom(tree, returned, begun)
@@ -180,8 +185,10 @@ def _describe_unit(value: object) -> str:
 def _lossy(found: object, whole: object) -> bool:
     """Is *found* what an unsynced write may leave of *whole*: any size up to its own, each block there or zero?"""
     if isinstance(whole, dict) and isinstance(found, dict):
-        return all(name in whole and (inner is None or inner == whole[name] or _lossy(inner, whole[name]))
-                   for name, inner in found.items())
+        return all(
+            name in whole and (inner is None or inner == whole[name] or _lossy(inner, whole[name]))
+            for name, inner in found.items()
+        )
     if not (_is_file(found) and _is_file(whole)):
         if isinstance(whole, tuple) and isinstance(found, tuple) and len(whole) == len(found):
             return all(part == other or _lossy(part, other) for part, other in zip(found, whole, strict=True))

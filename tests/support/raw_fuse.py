@@ -70,7 +70,18 @@ class Node:
         seconds = [moment // 10**9 for moment in (self.atime, self.mtime, self.ctime)]
         fractions = [moment % 10**9 for moment in (self.atime, self.mtime, self.ctime)]
         return _ATTRIBUTES.pack(
-            self.number, size, (size + 511) // 512, *seconds, *fractions, self.mode, self.links, self.uid, self.gid, 0, 4096, 0
+            self.number,
+            size,
+            (size + 511) // 512,
+            *seconds,
+            *fractions,
+            self.mode,
+            self.links,
+            self.uid,
+            self.gid,
+            0,
+            4096,
+            0,
         )
 
     def entry_reply(self) -> bytes:

@@ -1,7 +1,7 @@
 """The worst file system that POSIX and the manual pages allow, as a model in pure Python.
 
-:class:`Recording` watches what an operation does to a real folder: around every call that the library makes through ``os``
-it looks at the folder, so it knows between which calls which name and which content changed, whoever changed it.
+:class:`Recording` watches what an operation does to a real folder: around every call that the library makes through
+``os`` it looks at the folder, so it knows between which calls which name and which content changed, whoever changed it.
 :class:`Disk` then says what may be left of it after a power cut.  The rules, with their sources, are in
 ``docs/explanation/worst-file-system.rst``; in short:
 
@@ -10,8 +10,8 @@ it looks at the folder, so it knows between which calls which name and which con
 3. names that were not synced, by fsync of *their directory*: each for itself is what it was at any moment since;
 4. fsync of a file says nothing about its name, and nothing at all while the file has no name;
 5. syncfs writes everything to the device, whose cache is flushed only by the next fsync;
-6. a rename is one step: the old name does not go before the new one is there, and a replaced name is never without a file.
-   (Not relied upon once a durable operation has returned: then it is judged without this rule as well.)
+6. a rename is one step: the old name does not go before the new one is there, and a replaced name is never without a
+   file. (Not relied upon once a durable operation has returned: then it is judged without this rule as well.)
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class _Move:
 
 @dataclass(frozen=True)
 class _Written:
-    """What the cache of the device holds: the newest content and mode of each file, and where they stand in its history."""
+    """What the cache of the device holds: the newest content and mode of each file, and where they stand in its
+    history.
+    """
 
     values: dict[int, tuple[bytes | str, int]]
     positions: dict[int, tuple[int, int]]
@@ -106,7 +108,9 @@ class Disk:
         other.root = self.root
         other.files = {key: _File(list(file.contents), list(file.modes)) for key, file in self.files.items()}
         other.directories = {
-            key: _Directory({name: list(history) for name, history in directory.entries.items()}, dict(directory.synced))
+            key: _Directory(
+                {name: list(history) for name, history in directory.entries.items()}, dict(directory.synced)
+            )
             for key, directory in self.directories.items()
         }
         other.moves = list(self.moves)
@@ -337,7 +341,8 @@ class Recording:
         try:
             now = dict(self._walk())
             identities = {identity for identity, _, _, _ in now.values()}
-            # a number that had left the folder and is back is another file: the old one is gone, its number was used again
+            # a number that had left the folder and is back is another file: the old one is gone, its number was used
+            # again
             self._keys = {identity: key for identity, key in self._keys.items() if identity in identities}
             disk = self._disk
             changed = False
@@ -411,7 +416,9 @@ def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except PermissionError:  # a staging file with no permission yet, and we are not root: the descriptor's owner may read it
+    except (
+        PermissionError
+    ):  # a staging file with no permission yet, and we are not root: the descriptor's owner may read it
         status = os.lstat(path)
         os.chmod(path, 0o600)
         try:
