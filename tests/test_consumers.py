@@ -121,6 +121,18 @@ def write_codec(file: Any) -> None:
     codecs.getwriter("utf-16-le")(file).write("gr\u00fcn")
 
 
+def write_wrapped_text(file: Any) -> None:
+    text = io.TextIOWrapper(file, "latin-1")
+    text.write("gr\u00fcn")
+    text.detach()
+
+
+def write_wrapped_bytes(file: Any) -> None:
+    buffer = io.BufferedWriter(file)
+    buffer.write(BYTES)
+    buffer.detach()
+
+
 def write_process(file: Any) -> None:
     file.write(b"before ")
     file.flush()
@@ -153,8 +165,8 @@ CONSUMERS: dict[str, Consumer] = {
     "print": ("w", {}, write_print),
     "codecs": ("wb", {}, write_codec),
     "shutil.copyfileobj": ("wb", {}, lambda file: shutil.copyfileobj(io.BytesIO(BYTES * 100), file)),
-    "TextIOWrapper": ("wb", {}, lambda file: io.TextIOWrapper(file, "latin-1").write("gr\u00fcn")),
-    "BufferedWriter": ("wb", {"buffering": 0}, lambda file: io.BufferedWriter(file).write(BYTES)),
+    "TextIOWrapper": ("wb", {}, write_wrapped_text),
+    "BufferedWriter": ("wb", {"buffering": 0}, write_wrapped_bytes),
     "memoryview": ("wb", {}, lambda file: file.write(memoryview(BYTES)[::2].tobytes())),
     "subprocess": ("wb", {}, write_process),
 }
