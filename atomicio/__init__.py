@@ -1,18 +1,49 @@
 """Write files so that nobody, ever, sees half of one."""
 
-from ._errors import NotDurableError, TargetChangedError, UnreplaceableTargetError, WriterStateError
+from ._errors import NotDurableError, PartialCommitError, TargetChangedError, UnreplaceableTargetError, WriterStateError
 from ._writer import AtomicWriter, atomic_path, atomic_write, write_bytes, write_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._batch import Batch, batch
+    from ._verbs import copy, makedirs, remove, replace
 
 __all__ = [
     "AtomicWriter",
+    "Batch",
     "NotDurableError",
+    "PartialCommitError",
     "TargetChangedError",
     "UnreplaceableTargetError",
     "WriterStateError",
     "atomic_path",
     "atomic_write",
+    "batch",
+    "copy",
+    "makedirs",
+    "remove",
+    "replace",
     "write_bytes",
     "write_text",
 ]
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "Batch": "_batch",
+    "batch": "_batch",
+    "copy": "_verbs",
+    "makedirs": "_verbs",
+    "remove": "_verbs",
+    "replace": "_verbs",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is not needed to write a file when it is asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return value
