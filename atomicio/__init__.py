@@ -43,7 +43,7 @@ def __getattr__(name: str) -> object:
     """Import what is not needed to write a file when it is asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from importlib import import_module  # noqa: PLC0415
 
     value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
     return value

@@ -1,16 +1,16 @@
 """Many files that wait for the disk together.
 
-Each file of a batch is *settled* when its own block ends: it has its content, its metadata and its temporary name, and its
-descriptor is closed. When the batch's block ends::
+Each file of a batch is *settled* when its own block ends: it has its content, its metadata and its temporary name, and
+its descriptor is closed. When the batch's block ends::
 
     look again      refuse to go on if a target became what it must not be
     barrier         one wait for each file system, until content and metadata of all its files are on the device
     rename          all, in the order in which they were settled
     sync            each directory once
 
-The barrier is syncfs(2) where it tells of lost writes, and otherwise fsync(2) of each file, several at a time. Either way the
-files have names by then: btrfs makes nothing durable that has none. (sync_file_range(2) is no barrier: it waits neither for
-metadata nor for the cache of the device.)
+The barrier is syncfs(2) where it tells of lost writes, and otherwise fsync(2) of each file, several at a time. Either
+way the files have names by then: btrfs makes nothing durable that has none. (sync_file_range(2) is no barrier: it waits
+neither for metadata nor for the cache of the device.)
 
 Directories are held open once for all files in them, and no more than 64: beyond, the one that was not needed for the
 longest time is closed, and opened again when it is.
@@ -74,10 +74,11 @@ class _FileSystem(Descriptors):
     whole = False
 
     def watch(self, directory: int) -> None:
-        """Hold a descriptor from before the first write: syncfs(2) reports what failed since its descriptor was opened."""
+        """Hold a descriptor from before the first write: syncfs(2) reports what failed since it was opened."""
         try:
-            from ._filesystem import syncs_whole
-            from ._syscalls import syncfs  # noqa: F401  a Python without ctypes has none
+            import ctypes  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport]
+
+            from ._filesystem import syncs_whole  # noqa: PLC0415
 
             if syncs_whole(directory):
                 self.open(".", _DIRECTORY_FLAGS, 0, directory)
@@ -87,7 +88,7 @@ class _FileSystem(Descriptors):
 
     def sync(self) -> bool:
         """Wait until all of it is on the device; False where that is not possible."""
-        from ._syscalls import syncfs
+        from ._syscalls import syncfs  # noqa: PLC0415
 
         try:
             syncfs(self._fds[-1])
@@ -187,7 +188,7 @@ class _Staging(_platform.Staging):
     place: _Directory
 
     @property
-    def _directory(self) -> int | None:
+    def _directory(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The directory's descriptor: this staging's own, and once settled, the one that all files in it share."""
         if self._own is not None or self._shared is None or self.place.identity is None:
             return self._own
@@ -286,7 +287,7 @@ class _BatchWriter(AtomicWriter[F]):
     """A writer whose commit settles the file; the batch publishes it."""
 
     _verbs = _Staging
-    _staging: _Staging | None
+    _staging: _Staging | None  # pyright: ignore[reportIncompatibleVariableOverride]
     #: Whether the target had the same content already, and ``skip_unchanged`` was asked for.
     unchanged = False
 
@@ -322,7 +323,7 @@ class _BatchWriter(AtomicWriter[F]):
         if self._through:
             raise UnreplaceableTargetError(
                 errno.EINVAL,
-                "a device, FIFO or socket can't be in a batch, since what is written there can't be taken back; nothing was written",
+                "what is written to a device, FIFO or socket can't be taken back, so it can't be in a batch",
                 self.target,
             )
 
@@ -337,7 +338,7 @@ class _BatchWriter(AtomicWriter[F]):
     def _find_group(self) -> _Group:
         group = self._group()
         if group is None or not group.running:
-            raise WriterStateError(errno.EINVAL, "the batch is over, or its block was not entered; nothing was written", self.target)
+            raise WriterStateError(errno.EINVAL, "the batch is over, or its block was not entered", self.target)
         if os.getpid() != group.owner:
             raise WriterStateError(errno.EPERM, "only the process that began the batch can add to it", self.target)
         return group
@@ -364,7 +365,7 @@ class _BatchWriter(AtomicWriter[F]):
         if self._state is not _SETTLED:
             super()._finish()
 
-    # -- what the batch does at its end -----------------------------------------------------------------------------------------
+    # -- what the batch does at its end --------------------------------------------------------------------------------
 
     def look_again(self) -> None:
         """Refuse what changed since in a way that it must not; follow what changed in the target's metadata."""
@@ -438,7 +439,7 @@ class _Group:
         key = writer.staging.place, os.path.normcase(writer.staging.name)
         earlier = self._writers.get(key)
         if earlier is not None and earlier.state is not _ABORTED:
-            raise WriterStateError(errno.EEXIST, "the batch has new content for this file already, which was kept", writer.target)
+            raise WriterStateError(errno.EEXIST, "the batch has new content for this file already", writer.target)
         self._writers[key] = writer
 
     def commit(self) -> None:
@@ -446,9 +447,9 @@ class _Group:
         self.running = False
         for writer in self._writers.values():
             if os.getpid() != self.owner:
-                raise WriterStateError(errno.EPERM, "only the process that began the batch can commit it", writer.target)
+                raise WriterStateError(errno.EPERM, "only the process that began the batch can commit", writer.target)
             if writer.state is _STAGED:
-                raise WriterStateError(errno.EINVAL, "this file's own block has not ended; no file was changed", writer.target)
+                raise WriterStateError(errno.EINVAL, "its own block has not ended; no file was changed", writer.target)
         settled = [writer for writer in self.settled if writer.state is _SETTLED]
         order = self._order = [writer for writer in settled if not writer.unchanged]
         for writer in order:
@@ -464,7 +465,7 @@ class _Group:
             raise self._not_renamed(error) from None
         self._complete = True
         if self.durability == "durable" and (failed := _sync_directories(settled)):
-            advice = "the files of the batch were replaced, but this one's directory could not be synced: it may not survive a power cut"
+            advice = "it was replaced, but its directory could not be synced: it may not survive a power cut"
             raise failure(failed[1], failed[0].target, advice, committed=True, kind=NotDurableError) from None
 
     def _rename(self) -> None:
@@ -474,7 +475,8 @@ class _Group:
             end = len(done) + len(calls)
             while len(done) < end:
                 try:
-                    # One call for the interpreter, in which no signal handler runs: Ctrl-C comes before the renames or after.
+                    # One call for the interpreter, in which no signal handler runs: Ctrl-C comes before the renames or
+                    # after.
                     done.extend(map(call, calls[len(done) - end :]))
                 except BaseException as error:
                     # An error, or an interrupt in a step that is not compiled; and NFS loses replies: rename(2), BUGS.
@@ -587,7 +589,7 @@ def _in_threads(calls: list[Callable[[], OSError | None]]) -> list[OSError | Non
     try:
         if len(calls) > 1:
             try:
-                from threading import Thread
+                from threading import Thread  # noqa: PLC0415
 
                 for _ in range(min(_THREADS, len(calls)) - 1):
                     thread = Thread(target=work, daemon=True)
@@ -625,8 +627,8 @@ def _sync_directories(writers: list[_BatchWriter[Any]]) -> tuple[_BatchWriter[An
 class Batch:
     """Files that are replaced together, after one wait for the disk. Made by :func:`batch`.
 
-    A batch serves one block, in one thread at a time, in the process that made it: in a forked child, leaving the block neither
-    commits nor discards.
+    A batch serves one block, in one thread at a time, in the process that made it: in a forked child, leaving the block
+    neither commits nor discards.
     """
 
     def __init__(self, durability: Durability) -> None:
@@ -636,7 +638,7 @@ class Batch:
 
     @property
     def committed_paths(self) -> list[str | bytes]:
-        """After the block: the targets that have their new content, as they were given, in the order of their replacement."""
+        """After the block: the targets that have their new content, in the order of their replacement."""
         return self._group.committed_paths
 
     @property
@@ -729,15 +731,16 @@ class Batch:
     ) -> AtomicWriter[Any]:
         """Open *path* for writing as :func:`atomicio.atomic_write` does; its commit only makes it a part of the batch.
 
-        The file is complete, with the metadata that the target has at that moment, when its own block ends. Its target is
-        replaced when the block of the batch ends. A file whose own block raises is not in the batch.
+        The file is complete, with the metadata that the target has at that moment, when its own block ends. Its target
+        is replaced when the block of the batch ends. A file whose own block raises is not in the batch.
 
-        The parameters are those of :func:`atomicio.atomic_write`, without ``durability``, which is the batch's, and without
-        ``fallback``: what is written in place can't be taken back. A ``lock`` is held until the batch is over.
+        The parameters are those of :func:`atomicio.atomic_write`, without ``durability``, which is the batch's, and
+        without ``fallback``: what is written in place can't be taken back. A ``lock`` is held until the batch is over.
 
-        :raises WriterStateError: if the batch has new content for the file already (``EEXIST``; that is kept), is over, or was
-            begun by another process
-        :raises UnreplaceableTargetError: for a device, a FIFO or a socket (``EINVAL``): what is written there can't be taken back
+        :raises WriterStateError: if the batch has new content for the file already (``EEXIST``; that is kept), is over,
+            or was begun by another process
+        :raises UnreplaceableTargetError: for a device, a FIFO or a socket (``EINVAL``): what is written there can't be
+            taken back
         :raises OSError: as :func:`atomicio.atomic_write` does; the target is untouched
         """
         return self._writer(
@@ -841,29 +844,31 @@ class Batch:
 def batch(*, durability: Durability = "durable") -> Batch:
     """Replace many files together: each all at once, after one wait for the disk instead of one for each.
 
-    Use it as a context manager. Its :meth:`~Batch.atomic_write`, :meth:`~Batch.write_bytes` and :meth:`~Batch.write_text` put the
-    new content beside each target. When the block ends, all of it is made durable, then the targets are replaced in the order in
-    which their content was complete, then each directory is synced. An exception in the block, or a failure before the first
-    target is replaced, leaves all targets as they were.
+    Use it as a context manager. Its :meth:`~Batch.atomic_write`, :meth:`~Batch.write_bytes` and
+    :meth:`~Batch.write_text` put the new content beside each target. When the block ends, all of it is made durable,
+    then the targets are replaced in the order in which their content was complete, then each directory is synced. An
+    exception in the block, or a failure before the first target is replaced, leaves all targets as they were.
 
-    It is **not** one atomic step: a reader can see some files new and others old, and a kill or a power cut can leave them so.
-    Each single one is old or new, whole.
+    It is **not** one atomic step: a reader can see some files new and others old, and a kill or a power cut can leave
+    them so. Each single one is old or new, whole.
 
     :param durability: what a power cut may do, for all files of the batch. ``"none"``: anything; nothing is synced.
-        ``"consistent"``: each has its old or its new content, whole, since all content is synced before the first rename.
-        ``"durable"``: when the block has ended, all of it is there, since the directories are synced as well.
+        ``"consistent"``: each has its old or its new content, whole, since all content is synced before the first
+        rename. ``"durable"``: when the block has ended, all of it is there, since the directories are synced as well.
     :returns: a :class:`Batch`
     :raises ValueError: on a wrong option
-    :raises PartialCommitError: when the block ends, if replacing one target failed after others were replaced: lists both
+    :raises PartialCommitError: when the block ends, if replacing one target failed after others were replaced: lists
+        both
     :raises NotDurableError: when the block ends, if all targets were replaced, but a directory could not be synced
-    :raises TargetChangedError: when the block ends, if a target that was opened with ``"a"`` or ``"r+"`` was changed, or one is no
-        regular file any more; no target was changed
+    :raises TargetChangedError: when the block ends, if a target that was opened with ``"a"`` or ``"r+"`` was changed,
+        or one is no regular file any more; no target was changed
     :raises WriterStateError: when the block ends, if a file of the batch is still open; no target was changed
-    :raises OSError: when the block ends, if the content could not be made durable, or the first target could not be replaced; no
-        target was changed
+    :raises OSError: when the block ends, if the content could not be made durable, or the first target could not be
+        replaced; no target was changed
 
-    On Linux since 5.8, the wait is one syncfs(2) for each file system, on ext4, xfs, btrfs and f2fs. It waits for what other
-    programs have written there too, and fails if any of that was lost. Elsewhere every file is synced by itself, several at a time.
-    Descriptors: one for each file that is open in the block, at most 64 for directories, one for each file system.
+    On Linux since 5.8, the wait is one syncfs(2) for each file system, on ext4, xfs, btrfs and f2fs. It waits for what
+    other programs have written there too, and fails if any of that was lost. Elsewhere every file is synced by itself,
+    several at a time. Descriptors: one for each file that is open in the block, at most 64 for directories, one for
+    each file system.
     """
     return Batch(durability)

@@ -1,10 +1,10 @@
 """Writing into a file that cannot be renamed over: not atomic, and only when asked for with ``fallback="in-place"``.
 
-The new content is complete and elsewhere before the first byte of the target changes. The old content is kept in a backup
-until the new one is written and synced; should the process be killed in between, the backup is what recovers the file, and its
-name (``.atomicio-<16 hex digits>.backup`` beside the target, or in the directory for temporary files when one may not create
-files beside it) tells it from litter. Readers can see the file half written. What grows is written first, so that a full disk
-shows before anything is overwritten.
+The new content is complete and elsewhere before the first byte of the target changes. The old content is kept in a
+backup until the new one is written and synced; should the process be killed in between, the backup is what recovers the
+file, and its name (``.atomicio-<16 hex digits>.backup`` beside the target, or in the directory for temporary files when
+one may not create files beside it) tells it from litter. Readers can see the file half written. What grows is written
+first, so that a full disk shows before anything is overwritten.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _lost(error: OSError, target: str, backup: str) -> OSError:
     code = error.errno or errno.EIO
     lost = OSError(
         code,
-        f"{os.strerror(code)}; writing in place failed half way, and the old content could not be put back: it is in {backup!r}",
+        f"{os.strerror(code)}; writing in place failed half way, and the old content could not be put back: it is in "
+        f"{backup!r}",
         target,
     )
     lost.committed = True  # type: ignore[attr-defined]

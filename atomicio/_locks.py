@@ -1,4 +1,4 @@
-"""Locks for writers that take turns. filelock is imported only when a lock is asked for that is not given ready-made."""
+"""Locks for writers that take turns. filelock is imported only when a lock is asked for and not given ready-made."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from typing import Any, Union
+    from typing import Any, TypeAlias
 
-    Lock = Union[bool, float, AbstractContextManager[Any]]
+    Lock: TypeAlias = bool | float | AbstractContextManager[Any]
 
 __all__ = ["lock_beside"]
 

@@ -1,14 +1,14 @@
 """What a replaced file hands on to the file that replaces it, on POSIX systems.
 
-A plain :func:`open` writes into the same inode, so owner, mode, ACL and extended attributes stay. A new inode has to be given
-them, on its descriptor and before it is synced and published. The order matters: chown(2) clears the set-user-ID bits, so the
-mode comes after the owner; setting an ACL changes the mode, so the mode comes last.
+A plain :func:`open` writes into the same inode, so owner, mode, ACL and extended attributes stay. A new inode has to be
+given them, on its descriptor and before it is synced and published. The order matters: chown(2) clears the set-user-ID
+bits, so the mode comes after the owner; setting an ACL changes the mode, so the mode comes last.
 
-Kept as far as the kernel lets this process: the owner (only root may give files away; the group is tried alone), ``user.*``
-attributes, SELinux's label, the access ACL. Not kept, on purpose: ``security.capability``, which a write through :func:`open`
-drops too; ``security.ima`` and ``security.evm``, which sign the old content; set-user-ID and set-group-ID bits where the
-kernel would have dropped them at a write. Not kept, because there is no way: hard links, inode number, creation time, and on
-macOS, for which Python has no calls, ACL and extended attributes.
+Kept as far as the kernel lets this process: the owner (only root may give files away; the group is tried alone),
+``user.*`` attributes, SELinux's label, the access ACL. Not kept, on purpose: ``security.capability``, which a write
+through :func:`open` drops too; ``security.ima`` and ``security.evm``, which sign the old content; set-user-ID and
+set-group-ID bits where the kernel would have dropped them at a write. Not kept, because there is no way: hard links,
+inode number, creation time, and on macOS, for which Python has no calls, ACL and extended attributes.
 """
 
 from __future__ import annotations

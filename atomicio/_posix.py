@@ -11,9 +11,9 @@ A :class:`Staging` holds the directory of one target open and stages new content
     sync_directory  make the new name survive a power cut
     discard         remove what was staged and not published, close everything
 
-Descriptors are opened *into* the list that owns them, and closed *out of* it, inside one call of a C function. The interpreter
-delivers signals (KeyboardInterrupt) only between bytecodes, so there is no moment at which a descriptor or a file exists that
-nobody would clean up. When an interrupt flies past every handler, ``__del__`` does it.
+Descriptors are opened *into* the list that owns them, and closed *out of* it, inside one call of a C function. The
+interpreter delivers signals (KeyboardInterrupt) only between bytecodes, so there is no moment at which a descriptor or
+a file exists that nobody would clean up. When an interrupt flies past every handler, ``__del__`` does it.
 
 System calls are looked up in ``os`` when they are made, so that tests may patch them there.
 """
@@ -82,7 +82,7 @@ _CHUNK = 1 << 20
 
 
 def absolute(path: str) -> str:
-    """Return *path* made independent of the current directory. Its ``..`` stay: they may lead through symbolic links."""
+    """Return *path* made independent of the current directory. Its ``..`` stay: links may lead through them."""
     return path if path[:1] == "/" or not path else os.path.join(os.getcwd(), path)
 
 
@@ -94,7 +94,8 @@ def temporary_name(suffix: str = "") -> str:
 def sync_file(fd: int) -> None:
     """Wait until content and metadata of *fd* are on the device.
 
-    Never retried after an error: the kernel has marked the pages clean, and a second call would report success over lost data.
+    Never retried after an error: the kernel has marked the pages clean, and a second call would report success over
+    lost data.
     """
     os.fsync(fd)
 
@@ -103,11 +104,11 @@ if sys.platform == "darwin":
     _F_BARRIERFSYNC = 85  # <sys/fcntl.h> of macOS; Python's fcntl module does not name it
     _NO_COMMAND = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.ENODEV})
 
-    def sync_file(fd: int) -> None:  # noqa: F811
+    def sync_file(fd: int) -> None:
         """Wait until content and metadata of *fd* are on the device, past its cache.
 
-        fsync(2) of macOS stops at the cache of the drive; F_FULLFSYNC goes through. Where a file system lacks it (SMB, FUSE), the
-        barrier may be there, and fsync is.
+        fsync(2) of macOS stops at the cache of the drive; F_FULLFSYNC goes through. Where a file system lacks it (SMB,
+        FUSE), the barrier may be there, and fsync is.
         """
         for command in (fcntl.F_FULLFSYNC, _F_BARRIERFSYNC):
             try:
@@ -134,7 +135,7 @@ def write_all(fd: int, data: Buffer) -> None:
 
 
 def copy_content(source: int, destination: int) -> None:
-    """Append what is left to read of *source* to *destination*, inside the kernel where it can (and shared on btrfs, xfs)."""
+    """Append what is left to read of *source* to *destination*, inside the kernel where it can (shared on xfs)."""
     if hasattr(os, "copy_file_range"):
         try:
             while os.copy_file_range(source, destination, 1 << 30):
@@ -142,7 +143,7 @@ def copy_content(source: int, destination: int) -> None:
         except OSError as error:
             if error.errno not in _NO_COPY_RANGE:
                 raise
-    # Also after success: some file systems answer 0 for what they can't copy. At the end of the file this reads nothing.
+    # Also after success: some file systems answer 0 for what they can't copy. At the end of the file nothing is read.
     while data := os.read(source, _CHUNK):
         write_all(destination, data)
 
@@ -186,7 +187,7 @@ def sync_directory(fd: int) -> None:
         sync_file(fd)
     except OSError as error:
         if error.errno == errno.EBADF:
-            os.sync()  # the directory may not be read, so what holds it open cannot sync it; sync(2) needs no permission
+            os.sync()  # one may not read the directory, so what holds it open cannot sync it; sync(2) may be called
         elif error.errno not in _NO_DIRECTORY_SYNC:
             raise
 
@@ -260,10 +261,10 @@ class Staging(Descriptors):
     def _replaces_file(self) -> bool:
         return self.status is not None and stat.S_ISREG(self.status.st_mode)
 
-    # -- find -------------------------------------------------------------------------------------------------------------------
+    # -- find ----------------------------------------------------------------------------------------------------------
 
     def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False) -> None:
-        """Open the target's directory and look at the target, resolving the path as open(2) does, one link at a time."""
+        """Open the target's directory and look at the target, resolving links one at a time, as open(2) does."""
         directory, name = self._split(self.path)
         self.directory = directory
         for _ in range(_MAX_LINKS + 1):
@@ -322,13 +323,14 @@ class Staging(Descriptors):
         """Open the target, never through a link."""
         return self.open(self._at + self.name, flags | _TARGET_FLAGS, 0, self._directory)
 
-    # -- stage ------------------------------------------------------------------------------------------------------------------
+    # -- stage ---------------------------------------------------------------------------------------------------------
 
     def stage(self, suffix: str | None = None) -> None:
-        """Make the staging file in the target's directory, unnamed where that is possible and no *suffix* asks for a name.
+        """Make the staging file in the target's directory, unnamed if that is possible and no *suffix* asks for a name.
 
-        For a new target with 0666, to which the kernel applies umask and default ACL: reading the umask would be a race. Where
-        the mode is the old file's or the caller's, with nothing for others as long as :meth:`keep_metadata` has not set it.
+        For a new target with 0666, to which the kernel applies umask and default ACL: reading the umask would be a
+        race. Where the mode is the old file's or the caller's, with nothing for others as long as :meth:`keep_metadata`
+        has not set it.
         """
         unnamed = getattr(os, "O_TMPFILE", 0)
         if unnamed and suffix is None:
@@ -362,13 +364,13 @@ class Staging(Descriptors):
             if self.lent:
                 from struct import pack  # noqa: PLC0415
 
-                # Consumers take locks of their own: HDF5 by flock(2), SQLite on bytes from 1 GiB. This byte is nobody's.
+                # Consumers take their own locks: HDF5 by flock(2), SQLite on bytes from 1 GiB. This byte is nobody's.
                 lock = pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, CLAIMED_BYTE, 1, 0)
                 fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, lock)
             else:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (AttributeError, OSError):
-            pass  # no such locks here: then nobody can prove the contrary either
+        except (AttributeError, ImportError, OSError):
+            pass  # no such locks here, or no imports any more: then nobody can prove the contrary either
 
     def path_of_staging(self) -> str:
         """Return the path of a staging file that has a name."""
@@ -376,7 +378,7 @@ class Staging(Descriptors):
         return os.path.join(self.directory, self.temporary)
 
     def reopen(self) -> None:
-        """Open the staging file by its name: again, after it was closed for the rename, or whatever a consumer put there."""
+        """Open the staging file by its name, after it was closed for the rename or given to a consumer."""
         if self.temporary is None or (not self.lent and self._is_open()):
             return
         fd = self.open(self._at + self.temporary, os.O_RDWR | _TARGET_FLAGS, 0, self._directory)
@@ -400,7 +402,7 @@ class Staging(Descriptors):
             self.open(path, _NAMED_FLAGS, 0o600)
             os.unlink(path)
 
-    # -- content ----------------------------------------------------------------------------------------------------------------
+    # -- content -------------------------------------------------------------------------------------------------------
 
     def write(self, data: Buffer) -> None:
         """Write all of *data*."""
@@ -431,7 +433,7 @@ class Staging(Descriptors):
         sync_file(self.open_target())
         self.close_last()
 
-    # -- metadata ---------------------------------------------------------------------------------------------------------------
+    # -- metadata ------------------------------------------------------------------------------------------------------
 
     def keep_metadata(self) -> None:
         """Give the staging file what the file it replaces has; :attr:`permissions` go before the old mode."""
@@ -446,10 +448,10 @@ class Staging(Descriptors):
         # The calls for extended attributes know no directory descriptor; this has the same effect.
         return f"/proc/self/fd/{self._directory}/{self.name}" if self._directory is not None else self._at + self.name
 
-    # -- publish ----------------------------------------------------------------------------------------------------------------
+    # -- publish -------------------------------------------------------------------------------------------------------
 
     def back_up(self, name: str, *, sync: bool) -> None:
-        """Keep the content of the target under *name* too, replacing what had that name. The target is never without a name."""
+        """Keep the content of the target under *name* too, and replace what had it. The target always has its name."""
         self.spare = temporary_name()
         spare, backup = self._at + self.spare, self._at + name
         try:
@@ -471,7 +473,7 @@ class Staging(Descriptors):
         self.spare = None
 
     def publish(self, *, sync: bool) -> None:
-        """Replace the target. Until the rename nothing has happened to it; from then on everybody sees the new content."""
+        """Replace the target. Until the rename nothing has happened to it; from then on everybody sees the new one."""
         if self.temporary is None and self.status is None and not sync:
             try:
                 self._link(self.name)
@@ -547,7 +549,7 @@ class Staging(Descriptors):
         os.link(f"/proc/self/fd/{self.fd}", self._at + name, dst_dir_fd=self._directory)
 
     def _landed(self) -> bool:
-        """Whether the target is the staged file, whatever the error said: NFS loses replies, rename(2) and link(2), BUGS."""
+        """Whether the target is the staged file, whatever the error said: NFS loses replies (rename(2), BUGS)."""
         try:
             found = os.stat(self._at + self.name, dir_fd=self._directory, follow_symlinks=False)
         except OSError:
@@ -560,7 +562,7 @@ class Staging(Descriptors):
             self._directory = self.open(self._at, _DIRECTORY_FLAGS)
         sync_directory(self._directory)
 
-    # -- discard ----------------------------------------------------------------------------------------------------------------
+    # -- discard -------------------------------------------------------------------------------------------------------
 
     def discard(self) -> None:
         """Remove what was staged and not published, and close everything. In a forked child, only close."""

@@ -29,7 +29,7 @@ def _rename(source: str, target: str, directory: int | None, flags: int) -> None
 
 
 def rename_new(source: str, target: str, directory: int | None) -> None:
-    """Rename *source*, or raise FileExistsError if *target* exists; ENOSYS or EINVAL where kernel or file system can't."""
+    """Rename *source*, or raise FileExistsError if *target* exists; ENOSYS or EINVAL where that is not possible."""
     _rename(source, target, directory, _NEW)
 
 

@@ -1,8 +1,8 @@
 """Rename, remove, make and copy, each with the syncs that it needs to survive a power cut, in the right order.
 
-What a single call of the kernel does to a name is atomic anyway. What is missing after :func:`os.replace` and its like is that it
-lasts: the file's content must be on the device before its new name is (or the name leads to an empty file), and the names in
-a directory are on the device when the *directory* was synced.
+What a single call of the kernel does to a name is atomic anyway. What is missing after :func:`os.replace` and its like
+is that it lasts: the file's content must be on the device before its new name is (or the name leads to an empty file),
+and the names in a directory are on the device when the *directory* was synced.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ else:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeAlias
+    from typing import Any, TypeAlias  # noqa: F401  Any is in quotes
 
     from ._writer import Durability, Fallback, Lock, Path
 
@@ -131,16 +131,16 @@ def replace(src: Path, dst: Path, *, durability: Durability = "durable") -> None
 
     :param src: a file, a symbolic link (which is renamed itself), or a directory
     :param dst: its new name, in the same directory or another of the same file system
-    :param durability: ``"none"`` only renames. ``"consistent"`` syncs the file before: after a power cut *dst* is the old or the
-        new file, whole. ``"durable"`` syncs the directories too, that of *dst* first: a power cut in between may leave both
-        names, never none.
+    :param durability: ``"none"`` only renames. ``"consistent"`` syncs the file before: after a power cut *dst* is the
+        old or the new file, whole. ``"durable"`` syncs the directories too, that of *dst* first: a power cut in between
+        may leave both names, never none.
     :raises NotDurableError: if it was renamed, but a directory could not be synced
-    :raises OSError: as :func:`os.replace` does (``EXDEV`` between file systems: use :func:`copy`, then :func:`remove`), or if the
-        file could not be synced. Nothing was changed; ``committed`` is False.
+    :raises OSError: as :func:`os.replace` does (``EXDEV`` between file systems: use :func:`copy`, then :func:`remove`),
+        or if the file could not be synced. Nothing was changed; ``committed`` is False.
     :raises ValueError: on a wrong option
 
-    Of a directory, the names in it are synced, not the content of the files below: :func:`atomicio.atomic_directory` does that.
-    Other than a write, this does not ask whether *dst* may be written to; a rename never does.
+    Of a directory, the names in it are synced, not the content of the files below: :func:`atomicio.atomic_directory`
+    does that. Other than a write, this does not ask whether *dst* may be written to; a rename never does.
     """
     _check(durability)
     source, target = _Name(src), _Name(dst)
@@ -166,7 +166,7 @@ def replace(src: Path, dst: Path, *, durability: Durability = "durable") -> None
                 if source.place() != target.place():
                     source.sync_directory()
             except OSError as error:
-                advice = "the file has its new name, but a directory could not be synced: it may not survive a power cut"
+                advice = "it has its new name, but a directory could not be synced: it may not survive a power cut"
                 raise failure(error, target.given, advice, committed=True, kind=NotDurableError) from None
     finally:
         source.close()
@@ -177,8 +177,8 @@ def remove(path: Path, *, durability: Durability = "durable") -> None:
     """Remove the file *path*: :func:`os.remove`, so that it does not come back after a power cut.
 
     :param path: a file or a symbolic link, which is removed itself
-    :param durability: ``"durable"`` syncs the directory. ``"none"`` and ``"consistent"`` only remove: after a power cut the file is
-        there, whole, or it is not.
+    :param durability: ``"durable"`` syncs the directory. ``"none"`` and ``"consistent"`` only remove: after a power cut
+        the file is there, whole, or it is not.
     :raises NotDurableError: if it was removed, but the directory could not be synced
     :raises OSError: as :func:`os.remove` does (``EISDIR`` for a directory on all systems); nothing was changed
     :raises ValueError: on a wrong option
@@ -202,15 +202,15 @@ def remove(path: Path, *, durability: Durability = "durable") -> None:
 
 
 def makedirs(
-    path: Path, mode: int = 0o777, exist_ok: bool = False, *, durability: Durability = "durable"  # noqa: FBT001, FBT002
+    path: Path, mode: int = 0o777, exist_ok: bool = False, *, durability: Durability = "durable"
 ) -> None:
     """Make the directory *path* and its missing parents: :func:`os.makedirs`, so that they survive a power cut.
 
     :param path: the directory
     :param mode: permissions of the last one; the umask applies. The parents have what the umask makes of 0777.
     :param exist_ok: accept that it exists
-    :param durability: ``"durable"`` syncs the parent of each directory that is made. What exists already is taken to be durable.
-        ``"none"`` and ``"consistent"`` only make them.
+    :param durability: ``"durable"`` syncs the parent of each directory that is made. What exists already is taken to be
+        durable. ``"none"`` and ``"consistent"`` only make them.
     :raises NotDurableError: if it was made, but its parent could not be synced
     :raises FileExistsError: if it exists and *exist_ok* is false, or it is not a directory
     :raises OSError: as :func:`os.makedirs` does; *path* was not made, some of its parents may have been
@@ -260,21 +260,22 @@ def copy(
 ) -> None:
     """Copy the content of the file *src* to *dst*, which is replaced or created when all of it has arrived.
 
-    An existing *dst* keeps its metadata, as with :func:`atomicio.atomic_write`. A new one gets the permission bits of *src*, to
-    which the umask applies, as ``cp`` does it; nothing else of the metadata of *src* is copied.
+    An existing *dst* keeps its metadata, as with :func:`atomicio.atomic_write`. A new one gets the permission bits of
+    *src*, to which the umask applies, as ``cp`` does it; nothing else of the metadata of *src* is copied.
 
     :param src: the file to read; a symbolic link is followed
     :param dst: the file to replace or create; a directory is refused
-    :param progress: called as ``progress(bytes_done, bytes_total)`` after each part, and at the end; the total is None where it is
-        not known (a FIFO, a device). What it raises ends the copy; *dst* is untouched.
-    :raises OSError: if *src* can't be opened (``filename`` is *src* then), or as :func:`atomicio.atomic_write` does; *dst* is
-        untouched, unless it is :exc:`NotDurableError`
+    :param progress: called as ``progress(bytes_done, bytes_total)`` after each part, and at the end; the total is None
+        where it is not known (a FIFO, a device). What it raises ends the copy; *dst* is untouched.
+    :raises OSError: if *src* can't be opened (``filename`` is *src* then), or as :func:`atomicio.atomic_write` does;
+        *dst* is untouched, unless it is :exc:`NotDurableError`
 
     The other parameters, the errors and the guarantees are those of :func:`atomicio.atomic_write`.
 
-    Where the file system can (btrfs, xfs), the two files share their blocks until one of them is changed (ioctl_ficlone(2)), and
-    the copy is of one moment. Elsewhere the kernel copies (copy_file_range(2)), and holes stay holes, or this process reads and
-    writes; somebody who changes *src* meanwhile can then have old and new content mixed in *dst*.
+    Where the file system can (btrfs, xfs), the two files share their blocks until one of them is changed
+    (ioctl_ficlone(2)), and the copy is of one moment. Elsewhere the kernel copies (copy_file_range(2)), and holes stay
+    holes, or this process reads and writes; somebody who changes *src* meanwhile can then have old and new content
+    mixed in *dst*.
     """
     _Copy(
         dst,
@@ -363,7 +364,7 @@ def _share(source: int, destination: int) -> bool:
     """Make *destination* share all blocks with *source*, where the file system can."""
     if sys.platform != "linux":
         return False
-    import fcntl
+    import fcntl  # noqa: PLC0415
 
     try:
         fcntl.ioctl(destination, getattr(fcntl, "FICLONE", _FICLONE), source)
@@ -393,7 +394,7 @@ def _copy_extents(source: int, destination: int, size: int, progress: Progress |
 
 
 def _extent(source: int, offset: int, size: int) -> tuple[int, int]:
-    """Return where the next data at or after *offset* begins and ends: both at the end of the file where there is none."""
+    """Return where the next data from *offset* on begins and ends: both at the end of the file where there is none."""
     if not hasattr(os, "SEEK_DATA"):
         return offset, size
     try:

@@ -12,7 +12,7 @@ from ._posix import copy_content, make_directories, sync_file, temporary_name
 
 __all__ = ["Staging", "absolute", "copy_content", "make_directories", "sync_file", "temporary_name"]
 
-# ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody has the file open; a scanner lets go of it soon.
+# ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody has the file open, perhaps not for long.
 _PASSING = frozenset({5, 32, 33})
 _PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.2, 0.2, 0.2)
 
@@ -41,7 +41,7 @@ class Staging(_posix.Staging):
         self.identity = new.st_dev, new.st_ino
 
     def publish(self, *, sync: bool) -> None:
-        """Replace the target: MoveFileExW with MOVEFILE_REPLACE_EXISTING, tried again while somebody has the target open."""
+        """Replace the target: MoveFileExW with MOVEFILE_REPLACE_EXISTING, again while somebody has the target open."""
         self._prepare(sync=sync)
         source, target = self._at + self.temporary, self._at + self.name  # type: ignore[operator]
         for pause in (*_PAUSES, None):
@@ -59,13 +59,13 @@ class Staging(_posix.Staging):
         self.temporary = None
 
     def publish_new(self, *, sync: bool) -> None:
-        """Create the target or raise FileExistsError: MoveFileExW without MOVEFILE_REPLACE_EXISTING does both in one step."""
+        """Create the target or raise FileExistsError, in one step: MoveFileExW without MOVEFILE_REPLACE_EXISTING."""
         self._prepare(sync=sync)
         os.rename(self._at + self.temporary, self._at + self.name)  # type: ignore[operator]
         self.temporary = None
 
     def _move_aside(self, source: str, target: str) -> None:
-        """Replace in two steps, with the old file kept until the new one is there, and put back if it does not get there."""
+        """Replace in two steps; the old file is kept until the new one is there, and put back if it never is."""
         aside = self._at + temporary_name()
         os.rename(target, aside)
         try:

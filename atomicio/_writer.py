@@ -6,8 +6,8 @@
      |                 |
      +----abort()------+---abort(), an error, an exception in the block, garbage collection---> aborted
 
-What happens between staging and the rename is the platform's business (`_posix`, `_windows`), in verbs that are the same
-everywhere. This module decides which of them are used, and tells the caller in words what came of it.
+What happens between staging and the rename is the platform's business (`_posix`, `_windows`), in verbs that are the
+same everywhere. This module decides which of them are used, and tells the caller in words what came of it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import IO, Any, Generic, Literal, TypeAlias, TypeVar, overload
 
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
     Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Durability: TypeAlias = Literal["none", "consistent", "durable"]
     Fallback: TypeAlias = Literal["raise", "in-place"]
     Lock: TypeAlias = bool | float | AbstractContextManager[Any] | None
     F = TypeVar("F")
-    P = TypeVar("P", bytes, os.PathLike[str])
+    P = TypeVar("P", bound=bytes | os.PathLike[str])
 else:
     F = None
 
@@ -55,8 +55,8 @@ __all__ = ["AtomicWriter", "atomic_path", "atomic_write", "write_bytes", "write_
 
 _DURABILITIES = frozenset({"none", "consistent", "durable"})
 _FALLBACKS = frozenset({"raise", "in-place"})
-# What says that this file can't be renamed over, though it can perhaps be written: a mount point; a directory that is not ours,
-# is sticky, or is read-only around a file that is not; a name that is bound to another file system.
+# What says that this file can't be renamed over, though it can perhaps be written: a mount point; a directory that is
+# not ours, is sticky, or is read-only around a file that is not; a name that is bound to another file system.
 _UNREPLACEABLE = frozenset({errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV})
 
 _NEW, _STAGED, _COMMITTED, _ABORTED = "new", "staged", "committed", "aborted"
@@ -65,9 +65,10 @@ _NEW, _STAGED, _COMMITTED, _ABORTED = "new", "staged", "committed", "aborted"
 class _StagingFile(io.FileIO):
     """The unbuffered layer under the file that the caller writes to.
 
-    A write here is whole or an error: a bare FileIO returns a short count on a full disk. A failure is remembered, because what
-    the caller swallows must still keep the writer from publishing. Nothing reaches the descriptor any more once the writer is
-    done with it, or in a forked child: the number may belong to another file by then, and the content to the parent.
+    A write here is whole or an error: a bare FileIO returns a short count on a full disk. A failure is remembered,
+    because what the caller swallows must still keep the writer from publishing. Nothing reaches the descriptor any more
+    once the writer is done with it, or in a forked child: the number may belong to another file by then, and the
+    content to the parent.
     """
 
     failed: BaseException | None = None
@@ -108,7 +109,7 @@ class _StagingFile(io.FileIO):
 
 
 def _parse(mode: str) -> tuple[str, bool, bool]:
-    """Split *mode*, as open takes it, into its kind (``w``, ``x``, ``a``, ``r``), whether it is binary, and whether it updates."""
+    """Split *mode*, as open takes it: its kind (``w``, ``x``, ``a`` or ``r``), whether binary, whether it updates."""
     letters = set(mode)
     kind = letters & {"w", "x", "a", "r"}
     if len(letters) != len(mode) or letters - set("wxarbt+") or len(kind) != 1 or {"b", "t"} <= letters:
@@ -121,9 +122,10 @@ def _parse(mode: str) -> tuple[str, bool, bool]:
 class AtomicWriter(Generic[F]):
     """A file being written that takes the place of its target all at once, or not at all. Made by :func:`atomic_write`.
 
-    As a context manager it yields the file, commits when the block ends and aborts when the block raises. Without ``with``, call
-    :meth:`open`, then :meth:`commit` or :meth:`abort`. A writer that is dropped without either aborts, with a ResourceWarning.
-    Only the process that opened it can commit or abort; in a forked child both leave the file to the parent.
+    As a context manager it yields the file, commits when the block ends and aborts when the block raises. Without
+    ``with``, call :meth:`open`, then :meth:`commit` or :meth:`abort`. A writer that is dropped without either aborts,
+    with a ResourceWarning. Only the process that opened it can commit or abort; in a forked child both leave the file
+    to the parent.
 
     A writer serves one write, in one thread at a time.
     """
@@ -195,13 +197,13 @@ class AtomicWriter(Generic[F]):
         self._backup = backup
         self._make_parents = make_parents
 
-    # -- public -----------------------------------------------------------------------------------------------------------------
+    # -- public --------------------------------------------------------------------------------------------------------
 
     def open(self) -> F:
         """Stage the new content and return the file to write it to.
 
-        :returns: an :class:`io.TextIOWrapper`, :class:`io.BufferedWriter`, :class:`io.BufferedRandom` or :class:`io.FileIO`, as
-            :func:`open` would return for the mode; its ``name`` is the target's path
+        :returns: an :class:`io.TextIOWrapper`, :class:`io.BufferedWriter`, :class:`io.BufferedRandom` or
+            :class:`io.FileIO`, as :func:`open` would return for the mode; its ``name`` is the target's path
         :raises WriterStateError: if called twice
         :raises OSError: as :func:`open` does; the target is untouched
         """
@@ -227,13 +229,14 @@ class AtomicWriter(Generic[F]):
         :raises TargetChangedError: if, with ``"a"`` or ``"r+"``, the target is no longer the file that was copied
         :raises FileExistsError: if, with ``"x"``, the target exists by now
         :raises UnreplaceableTargetError: if the target can't be renamed over
-        :raises OSError: if writing, syncing or renaming failed, or an earlier write did and the caller went on; the target
-            is untouched
+        :raises OSError: if writing, syncing or renaming failed, or an earlier write did and the caller went on; the
+            target is untouched
         """
         if self._state is _COMMITTED:
             return
         if self._state is not _STAGED:
-            raise WriterStateError(errno.EINVAL, f"this writer is {self._state}: there is nothing to commit", self.target)
+            message = f"this writer is {self._state}: there is nothing to commit"
+            raise WriterStateError(errno.EINVAL, message, self.target)
         try:
             if os.getpid() != self._staging.owner:  # type: ignore[union-attr]
                 raise WriterStateError(errno.EPERM, "only the process that opened the writer can commit", self.target)
@@ -290,7 +293,7 @@ class AtomicWriter(Generic[F]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.target!r} mode={self._mode!r} {self._state}>"
 
-    # -- the protocol -----------------------------------------------------------------------------------------------------------
+    # -- the protocol --------------------------------------------------------------------------------------------------
 
     def _begin(self, suffix: str | None = None) -> None:
         """Find the target, wait for the lock, decide what is to be done with what is there, and stage."""
@@ -353,7 +356,7 @@ class AtomicWriter(Generic[F]):
         if self._through:
             path = self._path if isinstance(self.target, str) else os.fsencode(self._path)
             encoding = self._encoding if self._binary else self._encoding or "utf-8"
-            file = io.open(path, self._mode, self._buffering, encoding, self._errors, self._newline)  # noqa: SIM115
+            file = open(path, self._mode, self._buffering, encoding, self._errors, self._newline)  # noqa: SIM115
             self._layers = (file,)
             return file  # type: ignore[no-any-return]
         # The descriptor stays the writer's own: a consumer may close the file early.
@@ -430,7 +433,7 @@ class AtomicWriter(Generic[F]):
                 raise failure(error, self.target, advice, committed=True, kind=NotDurableError) from None
 
     def _check_target(self, staging: _platform.Staging) -> None:
-        """Look at the target again: what it is now is what its successor is like, unless it is no longer what was copied."""
+        """Look at the target again: its successor will be like what it is now. Refuse if it is not what was copied."""
         staging.look()
         now, then = staging.status, self._copied
         if then is not None:
@@ -443,7 +446,9 @@ class AtomicWriter(Generic[F]):
 
     def _changed(self, how: str) -> TargetChangedError:
         return TargetChangedError(
-            errno.ESTALE, f"somebody else changed the file: {how}; theirs was kept. lock=True makes writers take turns", self.target
+            errno.ESTALE,
+            f"somebody else changed the file: {how}; theirs was kept. lock=True makes writers take turns",
+            self.target,
         )
 
     def _is_unchanged(self, staging: _platform.Staging) -> bool:
@@ -495,7 +500,7 @@ class AtomicWriter(Generic[F]):
             self._end_turn()
         self._staging = None
 
-    # -- locks ------------------------------------------------------------------------------------------------------------------
+    # -- locks ---------------------------------------------------------------------------------------------------------
 
     def _take_turn(self, staging: _platform.Staging, lock: Any) -> None:
         if isinstance(lock, (bool, int, float)):
@@ -508,7 +513,7 @@ class AtomicWriter(Generic[F]):
     def _end_turn(self) -> None:
         next(map(methodcaller("__exit__", None, None, None), map(itemgetter(0), map(list.pop, (self._held,)))))
 
-    # -- words ------------------------------------------------------------------------------------------------------------------
+    # -- words ---------------------------------------------------------------------------------------------------------
 
     def _explain(self, error: OSError) -> OSError:
         """Return *error* with the target's name, what became of the file, and what can be done about it."""
@@ -526,11 +531,13 @@ class AtomicWriter(Generic[F]):
             if not self._path:
                 advice = "the path is empty; nothing was written"
             elif self._step == "find":
-                advice = f"the directory {directory!r} does not exist (make_parents=True creates it); nothing was written"
+                advice = f"the directory {directory!r} does not exist (make_parents=True creates it)"
+                advice += "; nothing was written"
             elif self._kind == "r":
                 advice = "there is no such file to update ('w' and 'a' create one); nothing was written"
             else:
-                advice = f"the directory {directory!r} or the staging file in it was removed meanwhile; nothing was written"
+                advice = f"the directory {directory!r} or the staging file in it was removed meanwhile"
+                advice += "; nothing was written"
         elif code == errno.EEXIST and self._kind == "x":
             advice = "mode 'x' never replaces a file; the file was not changed"
         elif code == errno.EISDIR:
@@ -541,7 +548,8 @@ class AtomicWriter(Generic[F]):
             else:
                 kind = UnreplaceableTargetError
                 reason = {
-                    errno.EBUSY: "the file is a mount point, as files bind-mounted into a container are, and cannot be renamed over",
+                    errno.EBUSY: "the file is a mount point, as files bind-mounted into a container are, and cannot be "
+                    "renamed over",
                     errno.EXDEV: "the file is bound to another file system and cannot be renamed over",
                     errno.EROFS: f"the directory {directory!r} is on a read-only file system",
                 }.get(code, f"the directory {directory!r} does not let you create and replace files, or not this one")
@@ -676,45 +684,46 @@ def atomic_write(
     """Open *path* for writing, as :func:`open` does, so that the write happens all at once or not at all.
 
     Use it as a context manager, or call :meth:`~AtomicWriter.open`, then :meth:`~AtomicWriter.commit` or
-    :meth:`~AtomicWriter.abort`. Until the commit nobody sees anything of the new content; from then on everybody sees all of it.
-    An exception, an interrupt or a kill in between leaves the old file as it was.
+    :meth:`~AtomicWriter.abort`. Until the commit nobody sees anything of the new content; from then on everybody sees
+    all of it. An exception, an interrupt or a kill in between leaves the old file as it was.
 
-    What a plain :func:`open` would have left stays: owner, mode, ACL, extended attributes, symbolic links, what umask and default
-    ACL give to a new file.
+    What a plain :func:`open` would have left stays: owner, mode, ACL, extended attributes, symbolic links, what umask
+    and default ACL give to a new file.
 
     :param path: the file: a string, bytes or a path object; a relative path is made absolute at once
-    :param mode: ``"w"`` replaces or creates; ``"x"`` creates and never replaces, which is checked on entry and again in the very
-        step that publishes; ``"a"`` and ``"r+"`` begin with a copy of the content, and commit only if the target is still the
-        file that was copied. Each with ``"b"`` or ``"t"``, and ``"+"`` to read as well.
+    :param mode: ``"w"`` replaces or creates; ``"x"`` creates and never replaces, which is checked on entry and again in
+        the very step that publishes; ``"a"`` and ``"r+"`` begin with a copy of the content, and commit only if the
+        target is still the file that was copied. Each with ``"b"`` or ``"t"``, and ``"+"`` to read as well.
     :param buffering: as in :func:`open`; an unbuffered write is complete or fails
     :param encoding: as in :func:`open`, but UTF-8 when not given
     :param errors: as in :func:`open`
     :param newline: as in :func:`open`
-    :param durability: what a power cut may do. ``"none"``: anything; nothing is synced. ``"consistent"``: the old or the new
-        content is there, whole, since the content is synced before the rename. ``"durable"``: what returned is there, since the
-        directory is synced as well (fsync(2)). A level syncs all it names, or fails.
-    :param permissions: the exact mode of the file, for example ``0o600``; not subject to the umask. By default the old file's, or
-        what the kernel gives to a new one.
+    :param durability: what a power cut may do. ``"none"``: anything; nothing is synced. ``"consistent"``: the old or
+        the new content is there, whole, since the content is synced before the rename. ``"durable"``: what returned is
+        there, since the directory is synced as well (fsync(2)). A level syncs all it names, or fails.
+    :param permissions: the exact mode of the file, for example ``0o600``; not subject to the umask. By default the old
+        file's, or what the kernel gives to a new one.
     :param follow_symlinks: write to the file that a symbolic link leads to (the default), or replace the link itself
-    :param lock: writers that take turns. ``True`` waits for a :class:`filelock.FileLock` beside the file (``NAME.lock``), a number
-        waits so many seconds; any context manager is entered as it is. Held from before the content is copied until after the
-        directory is synced.
-    :param fallback: what to do about a file that can't be renamed over (it is a mount point, or its directory can't be written).
-        ``"raise"`` raises :exc:`UnreplaceableTargetError`. ``"in-place"`` writes into the existing file, which is **not** atomic;
-        the old content is kept in a backup file until the new one is written.
+    :param lock: writers that take turns. ``True`` waits for a :class:`filelock.FileLock` beside the file
+        (``NAME.lock``), a number waits so many seconds; any context manager is entered as it is. Held from before the
+        content is copied until after the directory is synced.
+    :param fallback: what to do about a file that can't be renamed over (it is a mount point, or its directory can't be
+        written). ``"raise"`` raises :exc:`UnreplaceableTargetError`. ``"in-place"`` writes into the existing file,
+        which is **not** atomic; the old content is kept in a backup file until the new one is written.
     :param skip_unchanged: leave the file, its inode and its times alone when the content is the same
-    :param backup: a suffix such as ``".bak"``: keep the old content under the name with this suffix, replacing what is there
+    :param backup: a suffix such as ``".bak"``: keep the old content under the name with this suffix, replacing what is
+        there
     :param make_parents: create missing directories, durably if the level says so; they stay even when the write fails
     :returns: a writer that is a context manager for the file object
     :raises ValueError: on a wrong mode or option, before anything happens
     :raises TypeError: if *path* is a descriptor
-    :raises OSError: on entry or at the commit, of the class that :func:`open` raises; its ``committed`` attribute says whether the
-        target was replaced: False for all but :exc:`NotDurableError`
+    :raises OSError: on entry or at the commit, of the class that :func:`open` raises; its ``committed`` attribute says
+        whether the target was replaced: False for all but :exc:`NotDurableError`
 
-    On Linux the new content is in a file without a name (``O_TMPFILE``, open(2)) until it is complete, so that a killed process
-    leaves nothing; where that is not possible, and on other systems, in a file ``.atomicio-<16 hex digits>.tmp`` in the same
-    directory. Renaming over an existing file is atomic by POSIX (rename(2)). Devices, FIFOs and ``/dev/stdout`` are written through,
-    as :func:`open` does: there is nothing to replace.
+    On Linux the new content is in a file without a name (``O_TMPFILE``, open(2)) until it is complete, so that a killed
+    process leaves nothing; where that is not possible, and on other systems, in a file ``.atomicio-<16 hex
+    digits>.tmp`` in the same directory. Renaming over an existing file is atomic by POSIX (rename(2)). Devices, FIFOs
+    and ``/dev/stdout`` are written through, as :func:`open` does: there is nothing to replace.
     """
     return AtomicWriter(
         path,
@@ -772,11 +781,11 @@ def atomic_path(
     backup: str | None = None,
     make_parents: bool = False,
 ) -> AtomicWriter[Any]:
-    """Lend out a path to write to, and publish what is there when the block ends: for consumers that open files by name.
+    """Lend out a path to write to, and publish what is there when the block ends: for consumers that want a name.
 
-    The path is absolute, in the directory of the target, and has the target's suffix (``.h5``, ``.tar.gz``). An empty file is there
-    already; the consumer may write into it, or remove or rename over it. What is there at the end, a regular file, takes the place
-    of the target, as with :func:`atomic_write`.
+    The path is absolute, in the directory of the target, and has the target's suffix (``.h5``, ``.tar.gz``). An empty
+    file is there already; the consumer may write into it, or remove or rename over it. What is there at the end, a
+    regular file, takes the place of the target, as with :func:`atomic_write`.
 
     The parameters and errors are those of :func:`atomic_write`; in addition:
 
@@ -861,8 +870,8 @@ def write_text(
     :param text: the content
     :param encoding: as in :func:`open`, but UTF-8 when not given
 
-    The other parameters, the errors and the guarantees are those of :func:`atomic_write`. Text that can't be encoded raises
-    :exc:`UnicodeEncodeError`; the target is untouched.
+    The other parameters, the errors and the guarantees are those of :func:`atomic_write`. Text that can't be encoded
+    raises :exc:`UnicodeEncodeError`; the target is untouched.
     """
     with AtomicWriter[io.TextIOWrapper](
         path,

@@ -1,7 +1,7 @@
 """The command line: ``atomicio write TARGET`` and its like.
 
-Exit status as Unix tools have it: 0 when done, 1 when something failed (one line on standard error says what, and whether the
-file changed), 2 for wrong usage, 130 when interrupted.
+Exit status as Unix tools have it: 0 when done, 1 when something failed (one line on standard error says what, and
+whether the file changed), 2 for wrong usage, 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -97,7 +97,6 @@ def _write(arguments: argparse.Namespace) -> None:
 def _copy(arguments: argparse.Namespace) -> None:
     """Copy a file to the target's place."""
     progress = Progress()
-
     try:
         copy(
             arguments.source,
@@ -130,17 +129,23 @@ def _durability(parser: argparse.ArgumentParser) -> None:
         "--durability",
         choices=("none", "consistent", "durable"),
         default="durable",
-        help="what a power cut may do: anything (none); leave the old or the new content (consistent); nothing once the command "
-        "has returned (durable, the default)",
+        help="what a power cut may do: anything (none); leave the old or the new content (consistent); nothing once "
+        "the command has returned (durable, the default)",
     )
 
 
 def _placing(parser: argparse.ArgumentParser) -> None:
     """Add the options for how TARGET is replaced."""
     _durability(parser)
-    parser.add_argument("--mode", type=_octal, metavar="OCTAL", help="permissions, such as 600 (default: TARGET's; of a new file, what is usual)")
-    parser.add_argument("--backup", metavar="SUFFIX", help="keep the old content as TARGET with this suffix, such as .bak")
-    parser.add_argument("--no-follow", action="store_true", help="replace a symbolic link instead of the file it leads to")
+    parser.add_argument(
+        "--mode", type=_octal, metavar="OCTAL", help="permissions, such as 600 (default: TARGET's, or what is usual)"
+    )
+    parser.add_argument(
+        "--backup", metavar="SUFFIX", help="keep the old content as TARGET with this suffix, such as .bak"
+    )
+    parser.add_argument(
+        "--no-follow", action="store_true", help="replace a symbolic link instead of the file it leads to"
+    )
     parser.add_argument("--parents", action="store_true", help="create missing directories")
     parser.add_argument("--lock", action="store_true", help="wait for other writers that use a lock (TARGET.lock)")
     parser.add_argument(
@@ -157,8 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     write = commands.add_parser(
         "write",
         help="replace a file with standard input",
-        description="Read standard input to its end, then replace TARGET with it, all at once. TARGET may be what the input is made "
-        "from: sort f | atomicio write f. If the input can't be read or written whole, TARGET stays as it is.",
+        description="Read standard input to its end, then replace TARGET with it, all at once. TARGET may be what the "
+        "input is made from: sort f | atomicio write f. If the input can't be read or written whole, TARGET stays as "
+        "it is.",
         allow_abbrev=False,
     )
     write.add_argument("target", metavar="TARGET", help="the file to replace or create")
@@ -170,9 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     copy = commands.add_parser(
         "copy",
         help="replace a file with a copy of another",
-        description="Copy the content of SOURCE, then replace TARGET with it, all at once: until then, and if it fails or is "
-        "interrupted, TARGET stays as it is. TARGET keeps its permissions; a new one gets those of SOURCE, as with cp. Shows a bar "
-        "on a terminal if it takes longer than a second.",
+        description="Copy the content of SOURCE, then replace TARGET with it, all at once: until then, and if it fails "
+        "or is interrupted, TARGET stays as it is. TARGET keeps its permissions; a new one gets those of SOURCE, as "
+        "with cp. Shows a bar on a terminal if it takes longer than a second.",
         allow_abbrev=False,
     )
     copy.add_argument("source", metavar="SOURCE", help="the file to read")
