@@ -47,7 +47,10 @@ if TYPE_CHECKING:
 
     F = TypeVar("F")
 else:
-    from ._writer import F, overload
+    from ._writer import F
+
+    def overload(function: object) -> None:
+        """Keep nothing: overloads are for type checkers."""
 
 __all__ = ["Batch", "batch"]
 

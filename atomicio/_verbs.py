@@ -50,13 +50,14 @@ class _Name(_platform.Staging):
     """A name in a directory that is held open. Nothing is staged."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__("")
         if isinstance(path, int):
             raise TypeError(f"a path is needed; got the descriptor {path!r}")
         #: The path as it was given, for messages.
         self.given = os.fspath(path)
         full = _platform.absolute(os.fsdecode(self.given))
         stripped = full.rstrip("/") or full[:1]
-        super().__init__(stripped)
+        self.path = stripped
         self._slash = stripped != full and len(full) > 1
 
     def enter(self) -> None:
@@ -91,7 +92,7 @@ class _Name(_platform.Staging):
         old = self.exists()
         source, destination = self._at + self.name, target._at + target.name
         try:
-            if os.rename in os.supports_dir_fd:
+            if self._directory is not None:
                 os.rename(source, destination, src_dir_fd=self._directory, dst_dir_fd=target._directory)
             else:
                 os.replace(source, destination)
