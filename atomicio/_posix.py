@@ -223,6 +223,8 @@ class Staging(Descriptors):
     name = ""
     #: What the target was when last looked at; None where there is none.
     status: os.stat_result | None = None
+    #: The target as it was given, if that was relative.
+    relative: str | None = None
     #: Whether the path leads through a link of /proc (/dev/stdout): an open file without a name to rename over.
     through = False
     #: The name that the staging file has, or is about to have.
@@ -263,13 +265,19 @@ class Staging(Descriptors):
 
     # -- find ----------------------------------------------------------------------------------------------------------
 
-    def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False) -> None:
-        """Open the target's directory and look at the target, resolving links one at a time, as open(2) does."""
+    def find(
+        self, *, follow: bool, make_parents: bool = False, sync: bool = False, flags: int = os.O_WRONLY | os.O_CREAT
+    ) -> None:
+        """Open the target's directory and look at the target, resolving links one at a time, as open(2) does.
+
+        *flags* are those with which open(2) would open the target: they decide what is wrong with a path such as ``name/``.
+        """
         directory, name = self._split(self.path)
         self.directory = directory
         for _ in range(_MAX_LINKS + 1):
             if name in ("", ".", ".."):
-                os.stat(self.path)
+                # Names a directory, if anything. open(2) fails with the right errno for that, and can't create anything.
+                self.open(self.path, flags | _CLOEXEC)
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self.name = name
             if directory:
@@ -280,10 +288,23 @@ class Staging(Descriptors):
                         raise
                     make_directories(self.directory, sync=sync)
                     self._enter(directory)
+                except PermissionError:
+                    # The working directory may lie below one that is closed to us; a relative path does not mind.
+                    if not self.relative or self.path != os.path.join(os.getcwd(), self.relative):
+                        raise
+                    self._enter(self._split(self.relative)[0] or ".")
             self.look()
-            if not follow or self.status is None or not stat.S_ISLNK(self.status.st_mode):
+            status = self.status
+            if status is None:
                 return
-            if self.status.st_dev == _proc():
+            if not stat.S_ISLNK(status.st_mode):
+                # Files of /proc and /sys look regular; what is written to them goes to the kernel.
+                if self.directory.startswith(("/proc", "/sys")):
+                    self.through = status.st_dev in (_device("/proc"), _device("/sys"))
+                return
+            if not follow:
+                return
+            if status.st_dev == _device("/proc"):
                 self.through = True
                 return
             directory, name = self._split(os.readlink(self._at + name, dir_fd=self._directory))
@@ -308,16 +329,18 @@ class Staging(Descriptors):
         except FileNotFoundError:
             self.status = None
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, read: bool = False) -> None:
         """Refuse what open(2) would refuse: to be able to rename over a file is no permission to write to it."""
         status = self.status
         assert status is not None
-        if status.st_mode & stat.S_IWUSR and status.st_uid == os.geteuid():
+        wanted = stat.S_IRUSR | stat.S_IWUSR if read else stat.S_IWUSR
+        if status.st_mode & wanted == wanted and status.st_uid == os.geteuid():
             return
         effective = os.access in os.supports_effective_ids
-        if not os.access(self._at + self.name, os.W_OK, dir_fd=self._directory, effective_ids=effective):
+        access = os.R_OK | os.W_OK if read else os.W_OK
+        if not os.access(self._at + self.name, access, dir_fd=self._directory, effective_ids=effective):
             # access(2) through Python says only no. open knows why; it truncates nothing.
-            self.open_target(os.O_WRONLY)
+            self.open_target(os.O_RDWR if read else os.O_WRONLY)
 
     def open_target(self, flags: int = os.O_RDONLY) -> int:
         """Open the target, never through a link."""
@@ -593,8 +616,8 @@ class Staging(Descriptors):
             self.discard()
 
 
-def _proc() -> int | None:
+def _device(path: str) -> int | None:
     try:
-        return os.stat("/proc").st_dev
+        return os.stat(path).st_dev
     except OSError:
         return None

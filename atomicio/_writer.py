@@ -59,6 +59,14 @@ _FALLBACKS = frozenset({"raise", "in-place"})
 # not ours, is sticky, or is read-only around a file that is not; a name that is bound to another file system.
 _UNREPLACEABLE = frozenset({errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV})
 
+# How open(2) would open the target, but for the truncation.
+_OPEN_FLAGS = {
+    "w": os.O_WRONLY | os.O_CREAT,
+    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "r": os.O_RDWR,
+}
+
 _NEW, _STAGED, _COMMITTED, _ABORTED = "new", "staged", "committed", "aborted"
 
 
@@ -108,8 +116,30 @@ class _StagingFile(io.FileIO):
             raise self.failed from None
 
 
+def _check_options(permissions: object, lock: object, backup: object) -> None:
+    """Refuse options that mean nothing, before anything happens."""
+    if permissions is not None:
+        if not isinstance(permissions, int):
+            raise TypeError(f"permissions must be an int such as 0o644, not {type(permissions).__name__}")
+        if not 0 <= permissions <= 0o7777:
+            raise ValueError(f"invalid permissions: {permissions!r}; use an octal number such as 0o644")
+    if lock is not None and not isinstance(lock, (bool, int)):
+        if isinstance(lock, float):
+            if lock != lock:
+                raise ValueError("invalid lock: the timeout is not a number")
+        elif not hasattr(type(lock), "__enter__") or not hasattr(type(lock), "__exit__"):
+            raise TypeError(f"lock must be True, a timeout in seconds or a context manager, not {type(lock).__name__}")
+    if backup is not None:
+        if not isinstance(backup, str):
+            raise TypeError(f"backup must be a suffix such as '.bak', not {type(backup).__name__}")
+        if not backup or "/" in backup or os.sep in backup or "\0" in backup:
+            raise ValueError(f"invalid backup: {backup!r}; use a suffix such as '.bak'")
+
+
 def _parse(mode: str) -> tuple[str, bool, bool]:
     """Split *mode*, as open takes it: its kind (``w``, ``x``, ``a`` or ``r``), whether binary, whether it updates."""
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be a string, not {type(mode).__name__}")
     letters = set(mode)
     kind = letters & {"w", "x", "a", "r"}
     if len(letters) != len(mode) or letters - set("wxarbt+") or len(kind) != 1 or {"b", "t"} <= letters:
@@ -164,7 +194,7 @@ class AtomicWriter(Generic[F]):
         make_parents: bool,
     ) -> None:
         self._held = []
-        self._kind, self._binary, self._update = _MODES.get(mode) or _parse(mode)
+        self._kind, self._binary, self._update = (isinstance(mode, str) and _MODES.get(mode)) or _parse(mode)
         if isinstance(path, int):
             raise TypeError(f"a path is needed to replace a file; got the descriptor {path!r}: write to it with open()")
         target = os.fspath(path)
@@ -178,11 +208,13 @@ class AtomicWriter(Generic[F]):
                     raise ValueError(f"binary mode doesn't take an {name} argument")
         elif buffering == 0:
             raise ValueError("can't have unbuffered text I/O")
-        if backup is not None and (not backup or "/" in backup or os.sep in backup or backup in (".", "..")):
-            raise ValueError(f"invalid backup: {backup!r}; use a suffix such as '.bak'")
+        if permissions is not None or lock is not None or backup is not None:
+            _check_options(permissions, lock, backup)
         self.target = target
         self._given = path
-        self._path = _platform.absolute(target if isinstance(target, str) else os.fsdecode(target))
+        given = target if isinstance(target, str) else os.fsdecode(target)
+        self._path = _platform.absolute(given)
+        self._relative = self._path is not given
         self._mode = mode
         self._buffering = buffering
         self._encoding = encoding
@@ -282,7 +314,7 @@ class AtomicWriter(Generic[F]):
         if staging is None:
             return
         try:
-            if self._state is _STAGED and os.getpid() == staging.owner:
+            if self._state is _STAGED and os.getpid() == staging.owner and not sys.is_finalizing():
                 import warnings  # noqa: PLC0415
 
                 message = f"an atomic write to {self.target!r} was never committed: discarded"
@@ -300,8 +332,13 @@ class AtomicWriter(Generic[F]):
         kind = self._kind
         self._staging = staging = self._verbs(self._path)
         staging.permissions = self._permissions
+        if self._relative:
+            staging.relative = os.fsdecode(self.target)
         staging.find(
-            follow=self._follow and kind != "x", make_parents=self._make_parents, sync=self._durability == "durable"
+            follow=self._follow and kind != "x",
+            make_parents=self._make_parents,
+            sync=self._durability == "durable",
+            flags=_OPEN_FLAGS[kind],
         )
         if self._lock is not None:
             self._step = "lock"
@@ -314,8 +351,8 @@ class AtomicWriter(Generic[F]):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         elif kind == "x":
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        elif stat.S_ISREG(status.st_mode):
-            staging.check_writable()
+        elif stat.S_ISREG(status.st_mode) and not staging.through:
+            staging.check_writable(read=self._update)
         elif stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         elif staging.through or not stat.S_ISLNK(status.st_mode):
@@ -552,11 +589,22 @@ class AtomicWriter(Generic[F]):
                     "renamed over",
                     errno.EXDEV: "the file is bound to another file system and cannot be renamed over",
                     errno.EROFS: f"the directory {directory!r} is on a read-only file system",
-                }.get(code, f"the directory {directory!r} does not let you create and replace files, or not this one")
+                }.get(code) or _forbidden(directory)
                 advice = f"{reason}; the file was not changed. fallback='in-place' writes into it, which is not atomic"
         elif code in (errno.EACCES, errno.EPERM) and self._step == "check":
             advice = "you may not write to this file; it was not changed"
         return failure(error, self.target, advice, kind=kind)
+
+
+def _forbidden(directory: str) -> str:
+    """Say why files in *directory* can't be replaced by this process."""
+    try:
+        sticky = os.stat(directory).st_mode & stat.S_ISVTX
+    except OSError:
+        sticky = 0
+    if sticky:
+        return f"the directory {directory!r} is sticky, and you own neither it nor the file"
+    return f"the directory {directory!r} does not let you create and replace files"
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -588,7 +636,12 @@ class _PathWriter(AtomicWriter["Any"]):
         target = self._given
         if isinstance(target, bytes):
             return os.fsencode(path)
-        return path if isinstance(target, str) else type(target)(path)  # type: ignore[call-arg]
+        if isinstance(target, str):
+            return path
+        try:
+            return type(target)(path)  # type: ignore[call-arg]
+        except TypeError:  # a path that can't be made from a string, such as os.DirEntry
+            return path
 
     def _complete(self) -> None:
         if not self._through:
