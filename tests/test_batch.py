@@ -54,7 +54,7 @@ def barrier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-# -- all of them ---------------------------------------------------------------------------------------------------------
+# -- all of them -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("durability", LEVELS)
@@ -133,7 +133,7 @@ def test_bytes_paths_and_relative_paths(tmp_path: Path, monkeypatch: pytest.Monk
     assert batch.committed_paths == [b"bytes", "relative"]
 
 
-# -- options -------------------------------------------------------------------------------------------------------------
+# -- options -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no permission bits")
@@ -220,7 +220,7 @@ def test_wrong_options() -> None:
         atomicio.batch(durability="maybe")  # type: ignore[arg-type]
 
 
-# -- none of them --------------------------------------------------------------------------------------------------------
+# -- none of them ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [BodyError, KeyboardInterrupt, GeneratorExit])
@@ -333,9 +333,12 @@ def test_a_swallowed_write_error_fails_the_file(tmp_path: Path) -> None:
         with atomicio.batch() as batch:
             batch.write_text(tmp_path / "good", "new")
             resource.setrlimit(resource.RLIMIT_FSIZE, (10, old[1]))
-            with pytest.raises(OSError) as caught, batch.atomic_write(tmp_path / "bad", "wb", 0) as file:
-                with contextlib.suppress(OSError):
-                    file.write(b"more than ten bytes")
+            with (
+                pytest.raises(OSError) as caught,
+                batch.atomic_write(tmp_path / "bad", "wb", 0) as file,
+                contextlib.suppress(OSError),
+            ):
+                file.write(b"more than ten bytes")
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
             assert caught.value.errno == errno.EFBIG
     finally:
@@ -344,7 +347,7 @@ def test_a_swallowed_write_error_fails_the_file(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"good": b"new"}
 
 
-# -- some of them --------------------------------------------------------------------------------------------------------
+# -- some of them ------------------------------------------------------------------------------------------------------
 
 
 def test_a_failure_in_the_middle_of_the_renames_lists_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +418,7 @@ def test_ctrl_c_comes_before_the_renames_or_after_all_of_them(tmp_path: Path) ->
     assert (0, 0) in ends, "no signal came before the renames"
 
 
-# -- syncing -------------------------------------------------------------------------------------------------------------
+# -- syncing -----------------------------------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -545,7 +548,7 @@ def test_a_directory_that_cannot_be_synced_is_reported_after_all_others_were(
     assert batch.uncommitted_paths == []
 
 
-# -- many of them --------------------------------------------------------------------------------------------------------
+# -- many of them ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
@@ -638,7 +641,7 @@ def test_a_directory_that_is_renamed_while_its_descriptor_is_open(tmp_path: Path
 
 @pytest.mark.skipif(sys.platform != "linux", reason="directories by descriptor")
 def test_another_directory_under_the_same_name_is_never_written_to(tmp_path: Path) -> None:
-    """Beyond 64 directories the first is closed. Should another have its name when it is needed again, nothing is changed."""
+    """Beyond 64 directories the first is closed. Another under its name, when it is needed again, is not it."""
     (tmp_path / "0").mkdir()
     with pytest.raises(OSError) as caught, atomicio.batch() as batch:
         for number in range(80):
@@ -654,7 +657,7 @@ def test_another_directory_under_the_same_name_is_never_written_to(tmp_path: Pat
     os.unlink(left[0])
 
 
-# -- misuse --------------------------------------------------------------------------------------------------------------
+# -- misuse ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_serves_one_block(tmp_path: Path) -> None:
