@@ -227,6 +227,13 @@ class _Staging(_platform.Staging):
     def _prepare(self, *, sync: bool) -> None:
         """Do nothing: it is settled."""
 
+    def _remove(self, name: str) -> None:
+        """Remove the temporary *name*. What was renamed is not asked about here: the batch knows which were."""
+        try:
+            os.unlink(self._at + name, dir_fd=self._directory)
+        except OSError:
+            pass  # already gone; or a name is left that the library knows as its own
+
     def check(self) -> None:
         """Raise if the staging file or its directory is no longer there."""
         found = os.stat(self._at + self.temporary, dir_fd=self._directory, follow_symlinks=False)  # type: ignore[operator]
@@ -263,6 +270,15 @@ class _Staging(_platform.Staging):
         directory = self._directory
         return partial(
             os.rename, self._at + self.temporary, self._at + self.name, src_dir_fd=directory, dst_dir_fd=directory  # type: ignore[operator]
+        )
+
+    def linking(self) -> Callable[[], None]:
+        """Return a function that creates the target or raises FileExistsError; the temporary name stays."""
+        if os.name == "nt" or not hasattr(os, "link"):
+            return partial(self.publish_new, sync=False)
+        directory = self._directory
+        return partial(
+            os.link, self._at + self.temporary, self._at + self.name, src_dir_fd=directory, dst_dir_fd=directory  # type: ignore[operator]
         )
 
     def landed(self) -> bool:
@@ -307,6 +323,11 @@ class _BatchWriter(AtomicWriter[F]):
     @property
     def state(self) -> str:
         return self._state
+
+    @property
+    def creates(self) -> bool:
+        """Whether the target must not exist: ``"x"``, and ``"a"`` where there was nothing to copy."""
+        return self._kind == "x" or (self._kind == "a" and self._copied is None)
 
     def write(self, data: Buffer) -> None:
         """Write *data* and settle."""
@@ -389,9 +410,7 @@ class _BatchWriter(AtomicWriter[F]):
 
     def publishing(self) -> Callable[[], None]:
         """Return a function that makes the settled file the target."""
-        if self._kind == "x" or (self._kind == "a" and self._copied is None):
-            return partial(self.staging.publish_new, sync=False)
-        return self.staging.renaming()
+        return self.staging.linking() if self.creates else self.staging.renaming()
 
     def sync_target(self) -> None:
         """Make the content that an unchanged target has survive a power cut."""
@@ -405,7 +424,7 @@ class _BatchWriter(AtomicWriter[F]):
     def end(self, *, committed: bool) -> None:
         """Give up what is left, now that the batch is over."""
         if committed:
-            if self._staging is not None:
+            if self._staging is not None and not self.creates:
                 self._staging.temporary = None
             self.committed = not self.unchanged
             self._state = _COMMITTED
@@ -467,6 +486,9 @@ class _Group:
         except OSError as error:
             raise self._not_renamed(error) from None
         self._complete = True
+        for writer in order:
+            if writer.creates:
+                writer.staging.discard()  # the second name
         if self.durability == "durable" and (failed := _sync_directories(settled)):
             advice = "it was replaced, but its directory could not be synced: it may not survive a power cut"
             raise failure(failed[1], failed[0].target, advice, committed=True, kind=NotDurableError) from None
@@ -481,13 +503,13 @@ class _Group:
                     # One call for the interpreter, in which no signal handler runs: Ctrl-C comes before the renames or
                     # after.
                     done.extend(map(call, calls[len(done) - end :]))
-                except BaseException as error:
-                    # An error, or an interrupt in a step that is not compiled; and NFS loses replies: rename(2), BUGS.
-                    if len(done) < end and order[len(done)].staging.landed():
-                        done.append(None)
-                        if isinstance(error, OSError):
-                            continue
-                    raise
+                except OSError as error:
+                    writer = order[len(done)]
+                    if not writer.staging.landed():  # it did all the same: NFS loses replies, rename(2), BUGS
+                        if not writer.creates or error.errno == errno.EEXIST:
+                            raise
+                        writer.staging.publish_new(sync=False)  # no hard links here
+                    done.append(None)
 
     def _not_renamed(self, error: OSError) -> OSError:
         """Return the error to raise for one in the middle of the renames; what was renamed is synced first."""
@@ -598,8 +620,8 @@ def _in_threads(calls: list[Callable[[], OSError | None]]) -> list[OSError | Non
                     thread = Thread(target=work, daemon=True)
                     thread.start()
                     threads.append(thread)
-            except (ImportError, RuntimeError):
-                pass  # no threads here (Emscripten), or no more of them: then this one does it
+            except (ImportError, OSError, RuntimeError):
+                pass  # no threads here (Emscripten), or no more of them: then this one does it all
         work()
     finally:
         left.clear()

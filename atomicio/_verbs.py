@@ -225,8 +225,10 @@ def makedirs(
             try:
                 name.find(follow=False, make_parents=True, sync=durable)
                 name.make_directory(mode)
-            except IsADirectoryError:  # "/", or a path that ends in ".."
-                if not exist_ok:
+            except IsADirectoryError:
+                if name.name:
+                    raise
+                if not exist_ok:  # "/", or a path that ends in ".."
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
                 return
             except FileExistsError:
