@@ -170,6 +170,7 @@ class AtomicWriter(Generic[F]):
 
     # Class attributes, so that __del__ works however early __init__ or open was interrupted.
     _state = _NEW
+    _verbs = _platform.Staging
     _staging: _platform.Staging | None = None
     _file: Any = None
     _raw: _StagingFile | None = None
@@ -337,7 +338,7 @@ class AtomicWriter(Generic[F]):
     def _begin(self, suffix: str | None = None) -> None:
         """Find the target, wait for the lock, decide what is to be done with what is there, and stage."""
         kind = self._kind
-        self._staging = staging = _platform.Staging(self._path)
+        self._staging = staging = self._verbs(self._path)
         staging.permissions = self._permissions
         if self._relative:
             staging.relative = os.fsdecode(self.target)
