@@ -1,6 +1,7 @@
 """Write files so that nobody, ever, sees half of one."""
 
 from ._errors import NotDurableError, PartialCommitError, TargetChangedError, UnreplaceableTargetError, WriterStateError
+from ._reader import open_shared
 from ._writer import AtomicWriter, atomic_path, atomic_write, write_bytes, write_text
 
 TYPE_CHECKING = False
@@ -21,6 +22,7 @@ __all__ = [
     "batch",
     "copy",
     "makedirs",
+    "open_shared",
     "remove",
     "replace",
     "write_bytes",

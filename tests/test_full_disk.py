@@ -5,6 +5,7 @@ again.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import subprocess
@@ -54,6 +55,10 @@ def small(mount: Path) -> Iterator[Path]:
     yield mount
     for each in mount.iterdir():
         shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+
+
+def descriptors() -> set[str]:
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
 
 
 def free(mount: Path) -> tuple[int, int]:
@@ -180,6 +185,33 @@ def test_commit_refuses_after_a_swallowed_error(buffering: int, small: Path) -> 
     assert target.read_bytes() == OLD
     assert [each.name for each in small.iterdir()] == ["target"]
     assert free(small) == before
+
+
+@pytest.mark.parametrize("staging", ["unnamed", "named"])
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_dropped_after_a_failed_write(
+    buffering: int, staging: str, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing waits for the garbage collector: with the caller's frame, descriptors and staging file are gone."""
+    if staging == "named":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+
+    def write() -> None:
+        writer = atomicio.atomic_write(small / "target", "wb", buffering)
+        writer.open().write(TOO_MUCH)
+
+    before = free(small), descriptors()
+    gc.disable()
+    try:
+        with pytest.warns(ResourceWarning, match="never committed"):
+            try:
+                write()
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+        assert (free(small), descriptors()) == before
+    finally:
+        gc.enable()
+    assert list(small.iterdir()) == []
 
 
 def test_swallowed_in_the_block(small: Path) -> None:

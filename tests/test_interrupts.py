@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -284,7 +285,16 @@ def descriptors() -> set[str]:
 
 
 def sweep(operation: Callable[[str], None], directory: Path, old: bytes | None) -> tuple[int, Counter[str]]:
-    """Interrupt *operation* at each of its bytecodes; return how many there are, and where a promise was broken."""
+    """Interrupt *operation* at each of its bytecodes; return how many there are, and where a promise was broken.
+
+    In a thread of its own: an exception at the bytecode that ends an ``except`` leaves the interpreter believing that
+    the thread still handles the exception before it, and later ones would get that as their context.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(sweep_here, operation, directory, old).result()
+
+
+def sweep_here(operation: Callable[[str], None], directory: Path, old: bytes | None) -> tuple[int, Counter[str]]:
     import codecs
     import genericpath
     import posixpath

@@ -267,6 +267,16 @@ def plan(calls: list[Call]) -> list[Fault]:
     return faults
 
 
+def untraceable() -> str | None:
+    """Say why nothing can be traced here, or None."""
+    if sys.platform != "linux":
+        return "strace is for Linux"
+    if not shutil.which("strace"):
+        return "strace is not installed"
+    done = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True, text=True)
+    return f"strace may not trace here: {done.stderr.strip()[:80]}" if done.returncode else None
+
+
 # -- running ----------------------------------------------------------------------------------------------------------
 
 
@@ -620,7 +630,9 @@ def judge_exception(
         return ["the block's exception came with the new content"] if changed else []
     if interrupted and answer["class"] == "KeyboardInterrupt":
         return []
-    if answer["class"] in (cell.raises, "TargetChangedError") or (cell.call == "atomic_path" and answer["phase"] == "body"):
+    if answer["class"] in (cell.raises, "TargetChangedError") or (
+        cell.call == "atomic_path" and answer["phase"] == "body"
+    ):
         expected = expected | {answer["errno"]}
     if answer["errno"] not in expected:
         broken.append(f"it raised {said}")

@@ -9,6 +9,7 @@ ever cannot spoil the report.
 
 import _signal
 import _socket
+import ctypes
 import json
 import os
 import sys
@@ -79,6 +80,8 @@ def perform(target):
 
 def once(request):
     """Do the operation in this process, a child, and never return."""
+    # PR_SET_PTRACER, any process: lets strace in where Yama restricts tracing to ancestors (ptrace_scope 1).
+    ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
     errors = os.open(request["errors"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(errors, 2)
     os.close(errors)

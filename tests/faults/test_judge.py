@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import harness
 import pytest
+
+import harness
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.skipif(harness.untraceable() is not None, reason=str(harness.untraceable()))
 
 FLAWS = {
     "in place": "neither old nor new",

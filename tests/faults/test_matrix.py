@@ -13,21 +13,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import harness
 import pytest
+
+import harness
 from harness import NEW, OLD, SHORT, Cell, Program, every_fault, judge, rehearse, runs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="strace is for Linux"),
-    pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed"),
-]
+pytestmark = pytest.mark.skipif(harness.untraceable() is not None, reason=str(harness.untraceable()))
 
 LEVELS = ("none", "consistent", "durable")
 # What is done with a staging file that has a name from the beginning, besides what is done without one.

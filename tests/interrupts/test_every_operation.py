@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 import test_interrupts
 from test_interrupts import CASES, Case, check
 
