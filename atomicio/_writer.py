@@ -59,14 +59,6 @@ _FALLBACKS = frozenset({"raise", "in-place"})
 # not ours, is sticky, or is read-only around a file that is not; a name that is bound to another file system.
 _UNREPLACEABLE = frozenset({errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV})
 
-# How open(2) would open the target, but for the truncation.
-_OPEN_FLAGS = {
-    "w": os.O_WRONLY | os.O_CREAT,
-    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
-    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-    "r": os.O_RDWR,
-}
-
 _NEW, _STAGED, _COMMITTED, _ABORTED = "new", "staged", "committed", "aborted"
 
 
@@ -79,7 +71,9 @@ class _StagingFile(io.FileIO):
     content to the parent.
     """
 
-    failed: BaseException | None = None
+    # The errno and words of what failed first. Not the exception: its traceback leads back here, and such a cycle would
+    # leave descriptor and staging file to the garbage collector.
+    failed: tuple[int, str] | None = None
     discarded = False
     owner = 0
 
@@ -100,10 +94,10 @@ class _StagingFile(io.FileIO):
                     written += count
             return size
         except OSError as error:
-            self.failed = failure(error, self.name)
-            raise self.failed from None
+            raise self._failure(error) from None
         except BaseException as error:
-            self.failed = error  # how much was written is not known: the buffer above would write it again
+            # How much was written is not known: the buffer above would write it again.
+            self.failed = self.failed or (errno.EIO, type(error).__name__)
             raise
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
@@ -116,8 +110,18 @@ class _StagingFile(io.FileIO):
         try:
             return super().truncate(size)
         except OSError as error:
-            self.failed = failure(error, self.name)
-            raise self.failed from None
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> OSError:
+        self.failed = self.failed or (error.errno or errno.EIO, error.strerror or str(error))
+        return failure(error, self.name)
+
+
+def _open_flags(kind: str) -> int:
+    """Return how open(2) would open the target for the kind of mode, but for the truncation."""
+    if kind == "r":
+        return os.O_RDWR
+    return os.O_WRONLY | os.O_CREAT | (os.O_EXCL if kind == "x" else os.O_APPEND if kind == "a" else 0)
 
 
 def _check_options(permissions: object, lock: object, backup: object) -> None:
@@ -129,7 +133,7 @@ def _check_options(permissions: object, lock: object, backup: object) -> None:
             raise ValueError(f"invalid permissions: {permissions!r}; use an octal number such as 0o644")
     if lock is not None and not isinstance(lock, (bool, int)):
         if isinstance(lock, float):
-            if lock != lock:
+            if lock != lock:  # noqa: PLR0124  (true of NaN alone)
                 raise ValueError("invalid lock: the timeout is not a number")
         elif not hasattr(type(lock), "__enter__") or not hasattr(type(lock), "__exit__"):
             raise TypeError(f"lock must be True, a timeout in seconds or a context manager, not {type(lock).__name__}")
@@ -166,6 +170,7 @@ class AtomicWriter(Generic[F]):
 
     # Class attributes, so that __del__ works however early __init__ or open was interrupted.
     _state = _NEW
+    _verbs = _platform.Staging
     _staging: _platform.Staging | None = None
     _file: Any = None
     _raw: _StagingFile | None = None
@@ -333,7 +338,7 @@ class AtomicWriter(Generic[F]):
     def _begin(self, suffix: str | None = None) -> None:
         """Find the target, wait for the lock, decide what is to be done with what is there, and stage."""
         kind = self._kind
-        self._staging = staging = _platform.Staging(self._path)
+        self._staging = staging = self._verbs(self._path)
         staging.permissions = self._permissions
         if self._relative:
             staging.relative = os.fsdecode(self.target)
@@ -341,7 +346,7 @@ class AtomicWriter(Generic[F]):
             follow=self._follow and kind != "x",
             make_parents=self._make_parents,
             sync=self._durability == "durable",
-            flags=_OPEN_FLAGS[kind],
+            flags=_open_flags(kind),
         )
         if self._lock is not None:
             self._step = "lock"
@@ -397,7 +402,7 @@ class AtomicWriter(Generic[F]):
         if self._through:
             path = self._path if isinstance(self.target, str) else os.fsencode(self._path)
             encoding = self._encoding if self._binary else self._encoding or "utf-8"
-            file = open(path, self._mode, self._buffering, encoding, self._errors, self._newline)  # noqa: SIM115
+            file = open(path, self._mode, self._buffering, encoding, self._errors, self._newline)
             self._layers = (file,)
             return file  # type: ignore[no-any-return]
         if type(os) is not type(sys):
@@ -446,10 +451,9 @@ class AtomicWriter(Generic[F]):
             except ValueError:
                 pass  # detached by the caller: the next layer is closed in its own right
         if self._raw is not None and self._raw.failed is not None:
-            raise OSError(
-                getattr(self._raw.failed, "errno", None) or errno.EIO,
-                f"an earlier write failed ({self._raw.failed}) and what was written is not complete",
-            )
+            code, reason = self._raw.failed
+            advice = f"an earlier write failed ({reason}), so what was written is not whole; the file was not changed"
+            raise failure(OSError(code, reason), self.target, advice)
 
     def _publish(self, *, look: bool = True) -> None:
         """From complete content to the target: metadata, sync, rename, sync of the directory."""

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from oracle import read, write
 
 import atomicio
+from oracle import read, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +119,18 @@ def write_print(file: Any) -> None:
 
 def write_codec(file: Any) -> None:
     codecs.getwriter("utf-16-le")(file).write("gr\u00fcn")
+
+
+def write_wrapped_text(file: Any) -> None:
+    text = io.TextIOWrapper(file, "latin-1")
+    text.write("gr\u00fcn")
+    text.detach()
+
+
+def write_wrapped_bytes(file: Any) -> None:
+    buffer = io.BufferedWriter(file)
+    buffer.write(BYTES)
+    buffer.detach()
 
 
 def write_process(file: Any) -> None:
