@@ -247,6 +247,7 @@ class Staging(Descriptors):
     elsewhere: str | None = None
     #: The name that a backup has until it gets its own.
     spare: str | None = None
+    _copy: tuple[int, int] | None = None  # what has that name where it is not a link to the target
     #: Whether others write to the staging file by its name, and may put another file there.
     lent = False
     #: Device and inode number of the staging file, from when its metadata is settled.
@@ -514,6 +515,8 @@ class Staging(Descriptors):
                 raise
             source = self.open_target()
             copy = self.open(spare, _NAMED_FLAGS, 0o600, self._directory)
+            status = os.fstat(copy)
+            self._copy = status.st_dev, status.st_ino
             copy_content(source, copy)
             keep(copy, os.fstat(copy), os.fstat(source), self._target_path(), None)
             if sync:
@@ -653,7 +656,7 @@ class Staging(Descriptors):
 
     def _remove(self, name: str) -> None:
         """Remove the temporary *name*, if it is a name of ours: once renamed, it may be anybody's."""
-        ours = [self.identity, self.status and (self.status.st_dev, self.status.st_ino)]
+        ours = [self.identity, self._copy, self.status and (self.status.st_dev, self.status.st_ino)]
         try:
             found = os.stat(self._at + name, dir_fd=self._directory, follow_symlinks=False)
             ours += [(status.st_dev, status.st_ino) for status in map(os.fstat, self._fds[1:])]
