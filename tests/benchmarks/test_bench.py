@@ -143,7 +143,7 @@ def peers() -> dict[str, list[Contender]]:
     found: dict[str, list[Contender]] = {"none": [], "file": [], "file and directory": []}
     if module := peer("atomicwriter"):
 
-        def by_atomicwriter(path: str) -> None:
+        def by_atomicwriter(path: str, module: Any = module) -> None:
             with module.AtomicWriter(path, overwrite=True) as file:
                 file.write_bytes(KIBIBYTE)
 
