@@ -168,7 +168,7 @@ answer({"wall": wall, "cpu": cpu})
     assert extra <= 0.05
 
 
-ELEVEN = "sympy numpy numpy.ma matplotlib.pyplot matplotlib.pylab tkinter networkx pandas scipy.stats scipy.linalg mpmath"
+ELEVEN = "sympy numpy numpy.ma matplotlib.pyplot matplotlib.pylab tkinter networkx pandas scipy.stats scipy.linalg mpmath"  # noqa: E501
 
 
 def test_eleven_packages_from_one_file_in_twenty_milliseconds(tmp_path: Path) -> None:
