@@ -71,7 +71,9 @@ class _StagingFile(io.FileIO):
     content to the parent.
     """
 
-    failed: BaseException | None = None
+    # The errno and words of what failed first. Not the exception: its traceback leads back here, and such a cycle would
+    # leave descriptor and staging file to the garbage collector.
+    failed: tuple[int, str] | None = None
     discarded = False
     owner = 0
 
@@ -92,11 +94,15 @@ class _StagingFile(io.FileIO):
                     written += count
             return size
         except OSError as error:
-            self.failed = failure(error, self.name)
-            raise self.failed from None
+            raise self._failure(error) from None
         except BaseException as error:
-            self.failed = error  # how much was written is not known: the buffer above would write it again
+            # How much was written is not known: the buffer above would write it again.
+            self.failed = self.failed or (errno.EIO, type(error).__name__)
             raise
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        # A buffer that was read from goes back to where its reader was when it is closed, be it by the garbage collector.
+        return 0 if self.discarded else super().seek(offset, whence)
 
     def truncate(self, size: int | None = None, /) -> int:
         if self.discarded:
@@ -104,12 +110,44 @@ class _StagingFile(io.FileIO):
         try:
             return super().truncate(size)
         except OSError as error:
-            self.failed = failure(error, self.name)
-            raise self.failed from None
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> OSError:
+        self.failed = self.failed or (error.errno or errno.EIO, error.strerror or str(error))
+        return failure(error, self.name)
 
 
-def _parse(mode: str) -> tuple[str, bool, bool]:
+def _open_flags(kind: str) -> int:
+    """Return how open(2) would open the target for the kind of mode, but for the truncation."""
+    if kind == "r":
+        return os.O_RDWR
+    return os.O_WRONLY | os.O_CREAT | (os.O_EXCL if kind == "x" else os.O_APPEND if kind == "a" else 0)
+
+
+def _check_options(permissions: object, lock: object, backup: object) -> None:
+    """Refuse options that mean nothing, before anything happens."""
+    if permissions is not None:
+        if not isinstance(permissions, int):
+            raise TypeError(f"permissions must be an int such as 0o644, not {type(permissions).__name__}")
+        if not 0 <= permissions <= 0o7777:
+            raise ValueError(f"invalid permissions: {permissions!r}; use an octal number such as 0o644")
+    if lock is not None and not isinstance(lock, (bool, int)):
+        if isinstance(lock, float):
+            if lock != lock:  # noqa: PLR0124  (true of NaN alone)
+                raise ValueError("invalid lock: the timeout is not a number")
+        elif not hasattr(type(lock), "__enter__") or not hasattr(type(lock), "__exit__"):
+            raise TypeError(f"lock must be True, a timeout in seconds or a context manager, not {type(lock).__name__}")
+    if backup is not None:
+        if not isinstance(backup, str):
+            raise TypeError(f"backup must be a suffix such as '.bak', not {type(backup).__name__}")
+        if not backup or "/" in backup or os.sep in backup or "\0" in backup:
+            raise ValueError(f"invalid backup: {backup!r}; use a suffix such as '.bak'")
+
+
+def _parse(mode: object) -> tuple[str, bool, bool]:
     """Split *mode*, as open takes it: its kind (``w``, ``x``, ``a`` or ``r``), whether binary, whether it updates."""
+    if not isinstance(mode, str):
+        raise TypeError(f"mode must be a string, not {type(mode).__name__}")
     letters = set(mode)
     kind = letters & {"w", "x", "a", "r"}
     if len(letters) != len(mode) or letters - set("wxarbt+") or len(kind) != 1 or {"b", "t"} <= letters:
@@ -132,6 +170,7 @@ class AtomicWriter(Generic[F]):
 
     # Class attributes, so that __del__ works however early __init__ or open was interrupted.
     _state = _NEW
+    _verbs = _platform.Staging
     _staging: _platform.Staging | None = None
     _file: Any = None
     _raw: _StagingFile | None = None
@@ -177,11 +216,13 @@ class AtomicWriter(Generic[F]):
                     raise ValueError(f"binary mode doesn't take an {name} argument")
         elif buffering == 0:
             raise ValueError("can't have unbuffered text I/O")
-        if backup is not None and (not backup or "/" in backup or os.sep in backup or backup in (".", "..")):
-            raise ValueError(f"invalid backup: {backup!r}; use a suffix such as '.bak'")
+        if permissions is not None or lock is not None or backup is not None:
+            _check_options(permissions, lock, backup)
         self.target = target
         self._given = path
-        self._path = _platform.absolute(target if isinstance(target, str) else os.fsdecode(target))
+        given = target if isinstance(target, str) else os.fsdecode(target)
+        self._path = _platform.absolute(given)
+        self._relative = self._path is not given
         self._mode = mode
         self._buffering = buffering
         self._encoding = encoding
@@ -281,7 +322,7 @@ class AtomicWriter(Generic[F]):
         if staging is None:
             return
         try:
-            if self._state is _STAGED and os.getpid() == staging.owner:
+            if self._state is _STAGED and os.getpid() == staging.owner and not sys.is_finalizing():
                 import warnings  # noqa: PLC0415
 
                 message = f"an atomic write to {self.target!r} was never committed: discarded"
@@ -297,10 +338,15 @@ class AtomicWriter(Generic[F]):
     def _begin(self, suffix: str | None = None) -> None:
         """Find the target, wait for the lock, decide what is to be done with what is there, and stage."""
         kind = self._kind
-        self._staging = staging = _platform.Staging(self._path)
+        self._staging = staging = self._verbs(self._path)
         staging.permissions = self._permissions
+        if self._relative:
+            staging.relative = os.fsdecode(self.target)
         staging.find(
-            follow=self._follow and kind != "x", make_parents=self._make_parents, sync=self._durability == "durable"
+            follow=self._follow and kind != "x",
+            make_parents=self._make_parents,
+            sync=self._durability == "durable",
+            flags=_open_flags(kind),
         )
         if self._lock is not None:
             self._step = "lock"
@@ -313,8 +359,8 @@ class AtomicWriter(Generic[F]):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         elif kind == "x":
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        elif stat.S_ISREG(status.st_mode):
-            staging.check_writable()
+        elif stat.S_ISREG(status.st_mode) and not staging.through:
+            staging.check_writable(read=self._update)
         elif stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         elif staging.through or not stat.S_ISLNK(status.st_mode):
@@ -331,6 +377,7 @@ class AtomicWriter(Generic[F]):
             self._stage(staging, suffix)
             _platform.copy_content(source, staging.fd)
             os.lseek(staging.fd, 0, os.SEEK_SET)
+            staging.close_last_but_one()  # on Windows nobody else could replace the file while we have it open
         else:
             self._stage(staging, suffix)
         if kind == "a":
@@ -345,7 +392,7 @@ class AtomicWriter(Generic[F]):
         except OSError as error:
             if error.errno not in _UNREPLACEABLE or staging.status is None or self._fallback == "raise":
                 raise
-            staging.stage_elsewhere()
+            staging.stage_elsewhere(suffix)
             self._elsewhere = True
 
     def _wrap(self) -> F:
@@ -355,7 +402,15 @@ class AtomicWriter(Generic[F]):
         if self._through:
             path = self._path if isinstance(self.target, str) else os.fsencode(self._path)
             encoding = self._encoding if self._binary else self._encoding or "utf-8"
-            file = open(path, self._mode, self._buffering, encoding, self._errors, self._newline)  # noqa: SIM115
+            file = open(path, self._mode, self._buffering, encoding, self._errors, self._newline)
+            self._layers = (file,)
+            return file  # type: ignore[no-any-return]
+        if type(os) is not type(sys):
+            # A test has put a double in the place of os (pyfakefs): its descriptors mean something to its open only.
+            encoding = self._encoding if self._binary else self._encoding or "utf-8"
+            mode = self._mode.replace("x", "w")
+            fd = self._staging.fd  # type: ignore[union-attr]
+            file = open(fd, mode, self._buffering, encoding, self._errors, self._newline, closefd=False)
             self._layers = (file,)
             return file  # type: ignore[no-any-return]
         # The descriptor stays the writer's own: a consumer may close the file early.
@@ -378,8 +433,8 @@ class AtomicWriter(Generic[F]):
             )
         layer = io.BufferedRandom if update else io.BufferedWriter
         buffer: Any = layer(raw, buffering) if buffering > 1 else layer(raw)
+        self._layers = (buffer, raw)  # also should the next layer refuse its encoding
         if self._binary:
-            self._layers = (buffer, raw)
             return buffer  # type: ignore[no-any-return]
         text = io.TextIOWrapper(buffer, self._encoding or "utf-8", self._errors, self._newline, line_buffering)
         text.mode = self._mode  # type: ignore[misc]
@@ -396,10 +451,9 @@ class AtomicWriter(Generic[F]):
             except ValueError:
                 pass  # detached by the caller: the next layer is closed in its own right
         if self._raw is not None and self._raw.failed is not None:
-            raise OSError(
-                getattr(self._raw.failed, "errno", None) or errno.EIO,
-                f"an earlier write failed ({self._raw.failed}) and what was written is not complete",
-            )
+            code, reason = self._raw.failed
+            advice = f"an earlier write failed ({reason}), so what was written is not whole; the file was not changed"
+            raise failure(OSError(code, reason), self.target, advice)
 
     def _publish(self, *, look: bool = True) -> None:
         """From complete content to the target: metadata, sync, rename, sync of the directory."""
@@ -551,11 +605,24 @@ class AtomicWriter(Generic[F]):
                     "renamed over",
                     errno.EXDEV: "the file is bound to another file system and cannot be renamed over",
                     errno.EROFS: f"the directory {directory!r} is on a read-only file system",
-                }.get(code, f"the directory {directory!r} does not let you create and replace files, or not this one")
+                }.get(code) or _forbidden(directory)
+                if getattr(error, "winerror", None) is not None:  # MoveFileExW was refused
+                    reason = "another program has the file open, and does not share it as open_shared() does"
                 advice = f"{reason}; the file was not changed. fallback='in-place' writes into it, which is not atomic"
         elif code in (errno.EACCES, errno.EPERM) and self._step == "check":
             advice = "you may not write to this file; it was not changed"
         return failure(error, self.target, advice, kind=kind)
+
+
+def _forbidden(directory: str) -> str:
+    """Say why files in *directory* can't be replaced by this process."""
+    try:
+        sticky = os.stat(directory).st_mode & stat.S_ISVTX
+    except OSError:
+        sticky = 0
+    if sticky:
+        return f"the directory {directory!r} is sticky, and you own neither it nor the file"
+    return f"the directory {directory!r} does not let you create and replace files"
 
 
 def _version(status: os.stat_result) -> tuple[int, int, int, int]:
@@ -587,7 +654,12 @@ class _PathWriter(AtomicWriter["Any"]):
         target = self._given
         if isinstance(target, bytes):
             return os.fsencode(path)
-        return path if isinstance(target, str) else type(target)(path)  # type: ignore[call-arg]
+        if isinstance(target, str):
+            return path
+        try:
+            return type(target)(path)  # type: ignore[call-arg]
+        except TypeError:  # a path that can't be made from a string, such as os.DirEntry
+            return path
 
     def _complete(self) -> None:
         if not self._through:

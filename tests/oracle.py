@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 T = TypeVar("T")
 
@@ -36,9 +38,13 @@ def acl(*entries: tuple[int, int, int]) -> bytes:
 
 NO_ID = 0xFFFFFFFF
 #: Grants one named user more than the group has: a mode alone cannot say this.
-NAMED_USER_ACL = acl((USER_OBJ, 6, NO_ID), (USER, 6, OTHER_USER), (GROUP_OBJ, 4, NO_ID), (MASK, 6, NO_ID), (OTHER, 0, NO_ID))
-#: A default ACL that takes everything from others and caps the group, so that umask and mode alone give a wrong answer.
-DEFAULT_ACL = acl((USER_OBJ, 7, NO_ID), (USER, 7, OTHER_USER), (GROUP_OBJ, 5, NO_ID), (MASK, 7, NO_ID), (OTHER, 0, NO_ID))
+NAMED_USER_ACL = acl(
+    (USER_OBJ, 6, NO_ID), (USER, 6, OTHER_USER), (GROUP_OBJ, 4, NO_ID), (MASK, 6, NO_ID), (OTHER, 0, NO_ID)
+)
+#: A default ACL that takes everything from others: umask and mode alone give a wrong answer.
+DEFAULT_ACL = acl(
+    (USER_OBJ, 7, NO_ID), (USER, 7, OTHER_USER), (GROUP_OBJ, 5, NO_ID), (MASK, 7, NO_ID), (OTHER, 0, NO_ID)
+)
 #: cap_net_raw+ep in the layout of struct vfs_cap_data, revision 2 (linux/capability.h).
 NET_RAW_CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
 

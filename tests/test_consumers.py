@@ -22,16 +22,18 @@ import subprocess
 import sys
 import tarfile
 import wave
-import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
 import atomicio
 from oracle import read, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROWS = [["a", "b\u00fc", 'with "quotes"'], ["1", "2,3", "line\nbreak"]] * 50
 TREE = {"name": "gr\u00fcn", "list": list(range(100)), "nested": {"none": None, "true": True}}
@@ -56,7 +58,10 @@ def write_tar(file: Any) -> None:
 
 
 def write_tar_gz(file: Any) -> None:
-    with gzip.GzipFile("name", "wb", fileobj=file, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w|") as archive:
+    with (
+        gzip.GzipFile("name", "wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as archive,
+    ):
         archive.addfile(tarfile.TarInfo("member"))
 
 
@@ -100,9 +105,9 @@ def write_log(file: Any) -> None:
 
 
 def write_tree(file: Any) -> None:
-    root = ElementTree.Element("root", {"name": "gr\u00fcn"})
-    ElementTree.SubElement(root, "child").text = "<&>"
-    ElementTree.ElementTree(root).write(file, encoding="unicode" if isinstance(file, io.TextIOBase) else "utf-8")
+    root = ET.Element("root", {"name": "gr\u00fcn"})
+    ET.SubElement(root, "child").text = "<&>"
+    ET.ElementTree(root).write(file, encoding="unicode" if isinstance(file, io.TextIOBase) else "utf-8")
 
 
 def write_print(file: Any) -> None:
@@ -116,10 +121,33 @@ def write_codec(file: Any) -> None:
     codecs.getwriter("utf-16-le")(file).write("gr\u00fcn")
 
 
+def write_wrapped_text(file: Any) -> None:
+    text = io.TextIOWrapper(file, "latin-1")
+    text.write("gr\u00fcn")
+    text.detach()
+
+
+def write_wrapped_bytes(file: Any) -> None:
+    buffer = io.BufferedWriter(file)
+    buffer.write(BYTES)
+    buffer.detach()
+
+
 def write_process(file: Any) -> None:
     file.write(b"before ")
     file.flush()
     subprocess.run([sys.executable, "-c", "import sys; sys.stdout.write('from a process')"], stdout=file, check=True)
+
+
+
+def write_wrapped(file: Any) -> None:
+    with io.TextIOWrapper(file, "latin-1") as text:
+        text.write("gr\u00fcn")
+
+
+def write_buffered(file: Any) -> None:
+    with io.BufferedWriter(file) as buffer:
+        buffer.write(BYTES)
 
 
 CONSUMERS: dict[str, Consumer] = {
@@ -148,8 +176,8 @@ CONSUMERS: dict[str, Consumer] = {
     "print": ("w", {}, write_print),
     "codecs": ("wb", {}, write_codec),
     "shutil.copyfileobj": ("wb", {}, lambda file: shutil.copyfileobj(io.BytesIO(BYTES * 100), file)),
-    "TextIOWrapper": ("wb", {}, lambda file: io.TextIOWrapper(file, "latin-1").write("gr\u00fcn")),
-    "BufferedWriter": ("wb", {"buffering": 0}, lambda file: io.BufferedWriter(file).write(BYTES)),
+    "TextIOWrapper": ("wb", {}, write_wrapped),
+    "BufferedWriter": ("wb", {"buffering": 0}, write_buffered),
     "memoryview": ("wb", {}, lambda file: file.write(memoryview(BYTES)[::2].tobytes())),
     "subprocess": ("wb", {}, write_process),
 }
@@ -243,10 +271,9 @@ def test_a_subprocess_writes_by_name(tmp_path: Path) -> None:
     with atomicio.atomic_path(str(target)) as staging:
         subprocess.run([sys.executable, "-c", "import sys; open(sys.argv[1], 'w').write('new')", staging], check=True)
     assert read(target) == b"new"
-    with pytest.raises(subprocess.CalledProcessError):
-        with atomicio.atomic_path(str(target)) as staging:
-            code = "import sys; open(sys.argv[1], 'w').write('half'); sys.exit(3)"
-            subprocess.run([sys.executable, "-c", code, staging], check=True)
+    with pytest.raises(subprocess.CalledProcessError), atomicio.atomic_path(str(target)) as staging:
+        code = "import sys; open(sys.argv[1], 'w').write('half'); sys.exit(3)"
+        subprocess.run([sys.executable, "-c", code, staging], check=True)
     assert read(target) == b"new"
     assert os.listdir(tmp_path) == ["out.txt"]
 
@@ -362,10 +389,9 @@ def test_h5py(tmp_path: Path) -> None:
         assert not target.exists()
     with h5py.File(target) as file:
         assert (file["x"][:] == numpy.arange(10_000)).all()
-    with pytest.raises(KeyError):
-        with atomicio.atomic_path(str(target)) as staging, h5py.File(staging, "w") as file:
-            file["y"] = 1
-            raise KeyError
+    with pytest.raises(KeyError), atomicio.atomic_path(str(target)) as staging, h5py.File(staging, "w") as file:
+        file["y"] = 1
+        raise KeyError
     with h5py.File(target) as file:
         assert list(file) == ["x"]
     with atomicio.atomic_write(tmp_path / "by-file.h5", "w+b") as stream, h5py.File(stream, "w") as file:

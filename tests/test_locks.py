@@ -10,15 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import filelock
 import pytest
 
 import atomicio
 from oracle import AS_ROOT, LINUX, as_ordinary_user, bind_mounted, public_directory, read, write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 posix_only = pytest.mark.skipif(os.name != "posix", reason="links and names as POSIX has them")
@@ -33,7 +35,7 @@ class Recorder:
         self.held = False
         self.arguments: tuple[object, ...] = ()
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         self.events.append("enter")
         self.held = True
         return self
@@ -90,7 +92,7 @@ def test_the_lock_beside_the_target_is_held_for_the_block_and_free_afterwards(tm
         assert held(target)
     assert not held(target)
     assert read(target) == b"new"
-    assert {name for name in os.listdir(tmp_path)} <= {"target", "target.lock"}
+    assert set(os.listdir(tmp_path)) <= {"target", "target.lock"}
 
 
 @every_way
@@ -114,8 +116,9 @@ def test_the_lock_is_held_from_before_the_copy_until_after_the_last_sync(
     for name in ("rename", "link", "fsync", "copy_file_range", "fchmod", "fchown", "write"):
         if not hasattr(os, name):
             continue
+        real = getattr(os, name)
 
-        def watched(*arguments: Any, _name: str = name, _real: Any = getattr(os, name), **keywords: Any) -> Any:
+        def watched(*arguments: Any, _name: str = name, _real: Any = real, **keywords: Any) -> Any:
             calls.append(_name)
             if not lock.held:
                 unlocked.append(_name)
@@ -135,10 +138,9 @@ def test_an_exception_gives_the_lock_back(tmp_path: Path, mode: str, error: type
     write(target, b"old")
     lock = Recorder()
     for given in (lock, True):
-        with pytest.raises(error):
-            with atomicio.atomic_write(target, mode, lock=given) as file:
-                file.write("new")
-                raise error
+        with pytest.raises(error), atomicio.atomic_write(target, mode, lock=given) as file:
+            file.write("new")
+            raise error
     assert lock.events == ["enter", "exit"]
     assert not held(target)
     assert read(target) == b"old"
@@ -215,10 +217,7 @@ def test_a_lock_that_is_not_obtained_in_time_is_an_error_that_says_so(
 
 @contextlib.contextmanager
 def other_process_holds(lock: Path) -> Iterator[None]:
-    code = (
-        "import filelock, sys\n"
-        "with filelock.FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
-    )
+    code = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
@@ -359,7 +358,9 @@ def test_a_lock_that_is_held_already_may_be_given_again(tmp_path: Path) -> None:
 
 
 @posix_only
-@pytest.mark.parametrize("alias", ["relative", "absolute", "chain", "through-directory", "dots", "bytes", "relative-path"])
+@pytest.mark.parametrize(
+    "alias", ["relative", "absolute", "chain", "through-directory", "dots", "bytes", "relative-path"]
+)
 def test_every_spelling_of_a_path_shares_the_lock(tmp_path: Path, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = tmp_path / "real"
     real.mkdir()
@@ -449,9 +450,8 @@ def test_in_place_is_written_under_the_lock(tmp_path: Path) -> None:
             assert read(target) == b"old"
             assert lock.held
         assert read(target) == b"new"
-        with other_process_holds(lock_file(target)):
-            with pytest.raises(TimeoutError):
-                atomicio.write_bytes(target, b"other", lock=0, fallback="in-place")
+        with other_process_holds(lock_file(target)), pytest.raises(TimeoutError):
+            atomicio.write_bytes(target, b"other", lock=0, fallback="in-place")
         assert read(target) == b"new"
     assert lock.events == ["enter", "exit"]
 

@@ -1,4 +1,4 @@
-"""What a replaced file keeps, what a new one gets: mode, owner, ACL, extended attributes. test_oracle compares the rest."""
+"""What a replaced file keeps, what a new one gets: mode, owner, ACL, extended attributes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -34,6 +34,9 @@ from oracle import (
     write,
     xattrs,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permission bits and owners as POSIX has them")
 root_only = pytest.mark.skipif(not AS_ROOT, reason="only root can give files away and become somebody else")
@@ -81,7 +84,9 @@ def public() -> Iterator[str]:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600), (0o000, 0o666)])
 @every_way
-def test_a_new_file_gets_what_the_umask_leaves(tmp_path: Path, way: Write, mask: int, expected: int, level: str) -> None:
+def test_a_new_file_gets_what_the_umask_leaves(
+    tmp_path: Path, way: Write, mask: int, expected: int, level: str
+) -> None:
     target = tmp_path / "target"
     with umask(mask):
         way(str(target), b"new", durability=level)
@@ -193,7 +198,9 @@ def test_a_secret_is_created_closed_to_others(tmp_path: Path, way: Write) -> Non
     created = [
         line
         for line in trace.read_text().splitlines()
-        if ("O_CREAT" in line or "O_TMPFILE" in line) and "ENOENT" not in line and "EEXIST" not in line
+        if ("O_CREAT" in line or "O_TMPFILE" in line)
+        and "ENOENT" not in line
+        and "EEXIST" not in line
         # by_path lets its consumer open the staging file; that one is only truncated, it exists already.
         and not (way is by_path and "O_TRUNC" in line)
     ]

@@ -2,7 +2,7 @@
 
 Every case is done twice, in two directories made alike: by ``open`` in one, by ``atomic_write`` in the other. Then
 everything that can be seen from outside (names, bytes, mode, owner, ACL, extended attributes, links, what was raised)
-has to be equal. What a rename cannot keep, the inode and the times, is not compared; nor are hard links, which it splits.
+has to be equal. What a rename cannot keep, the inode and the times, is not compared, nor are hard links: they part.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def usable(states: Iterable[State], root: str) -> list[State]:
 @contextlib.contextmanager
 def file_system(kind: str, root: str) -> Iterator[int]:
     """Make *root* a tmpfs for the full product, which is about ten times as fast there, or leave it what it is, for a
-    thirteenth of the product; 13 has no factor in common with the sizes of what is multiplied, so that all values occur.
+    thirteenth of the product; 13 has no factor in common with the sizes of what is multiplied, so all values occur.
     """
     if kind == "tmpfs":
         with tmpfs_mounted(root, "256m", 0o777):
@@ -437,10 +437,10 @@ def test_a_relative_path_means_the_directory_of_the_call(
     assert lefts[0] == lefts[1]
 
 
-@pytest.mark.skipif(not LINUX or not AS_ROOT, reason="takes an ordinary user in a directory whose parent is closed to them")
+@pytest.mark.skipif(not LINUX or not AS_ROOT, reason="takes an ordinary user and a closed parent")
 @pytest.mark.parametrize("mode", ["w", "a", "r+"])
 def test_a_relative_path_works_below_a_directory_that_may_not_be_entered(tmp_path: Path, mode: str) -> None:
-    """As after ``su`` in one's own directory: ``open("target")`` needs no right on the parents of the working directory."""
+    """As after ``su`` in one's own directory: ``open("target")`` needs no right above the working directory."""
     closed = tmp_path / "closed"
     inner = closed / "inner"
     inner.mkdir(parents=True)
@@ -556,8 +556,10 @@ def test_text_newlines_and_buffering_are_those_of_open(
             asked = "utf-8" if opener is open and encoding is None and not binary else encoding
             keywords: dict[str, Any] = {} if opener is open else {"durability": "none"}
 
-            def action() -> list[object]:
-                with opener(path, mode, buffering, asked, errors, newline, **keywords) as file:
+            arguments = (path, mode, buffering, asked, errors, newline)
+
+            def action(opener: Opener = opener, arguments: Any = arguments, keywords: Any = keywords) -> list[object]:
+                with opener(*arguments, **keywords) as file:
                     return conversation(file, binary)
 
             said = outcome(action)
@@ -580,7 +582,7 @@ def test_text_newlines_and_buffering_are_those_of_open(
 @pytest.mark.parametrize("mode", ["", "q", "rw", "wa", "wx", "w++", "wbt", "bt", "+", "b", "U", "wU", "ww", "w ", "W"])
 def test_a_nonsense_mode_is_refused_as_by_open_and_on_the_call(tmp_path: Path, mode: str) -> None:
     with pytest.raises(ValueError):
-        open(tmp_path / "plain", mode)  # noqa: SIM115
+        open(tmp_path / "plain", mode)
     with pytest.raises(ValueError):
         atomicio.atomic_write(tmp_path / "atomic", mode)
     assert os.listdir(tmp_path) == []
@@ -648,7 +650,7 @@ class SameAsOpen(RuleBasedStateMachine):
         if old is not None:
             write(self.plain_path, old)
             write(self.atomic_path, old)
-        self.plain = open(self.plain_path, *arguments)  # noqa: SIM115
+        self.plain = open(self.plain_path, *arguments)
         self.writer = atomicio.atomic_write(self.atomic_path, *arguments, durability="none")
         self.atomic = self.writer.open()
 
@@ -776,5 +778,3 @@ def test_the_oracle_sees_a_difference(tmp_path: Path) -> None:
     finally:
         atomicio.atomic_write = atomic_write
     assert len({line.split(":")[0] for line in differences}) > number // 2
-
-

@@ -1,4 +1,4 @@
-"""pyfakefs puts a file system of its own in the place of ``os`` and ``open``: what others test with must work with ours.
+"""pyfakefs puts a file system of its own in the place of ``os`` and ``open``; many test with it what uses us.
 
 It has no descriptors of directories, no O_TMPFILE and no copy_file_range; what it lacks are just missing capabilities.
 """
@@ -6,13 +6,15 @@ It has no descriptors of directories, no O_TMPFILE and no copy_file_range; what 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pyfakefs.fake_filesystem_unittest import Patcher
 
 import atomicio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LEVELS = ("none", "consistent", "durable")
 
@@ -67,10 +69,9 @@ def test_exclusive_creation(fake: Any) -> None:
 
 def test_an_exception_leaves_everything(fake: Any) -> None:
     fake.create_file("/data/target", contents="old")
-    with pytest.raises(KeyError):
-        with atomicio.atomic_write("/data/target") as file:
-            file.write("new")
-            raise KeyError
+    with pytest.raises(KeyError), atomicio.atomic_write("/data/target") as file:
+        file.write("new")
+        raise KeyError
     assert content("/data/target") == b"old"
     assert os.listdir("/data") == ["target"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,6 +24,9 @@ from oracle import (
     umask,
     write,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="symbolic links as POSIX has them")
 
@@ -104,10 +107,9 @@ def test_exclusive_creation_never_follows_a_link(tree: Path, target: str, follow
 
 
 def test_exclusive_creation_loses_against_a_link_planted_meanwhile(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError):
-        with atomicio.atomic_write(tmp_path / "target", "x") as file:
-            file.write("new")
-            os.symlink("elsewhere", tmp_path / "target")
+    with pytest.raises(FileExistsError), atomicio.atomic_write(tmp_path / "target", "x") as file:
+        file.write("new")
+        os.symlink("elsewhere", tmp_path / "target")
     assert os.readlink(tmp_path / "target") == "elsewhere"
     assert os.listdir(tmp_path) == ["target"]
 
@@ -130,10 +132,9 @@ def test_a_loop_is_refused_on_entry(tmp_path: Path, mode: str) -> None:
 def test_not_followed_the_link_itself_is_replaced(tree: Path, to: str, level: str) -> None:
     """By a new file: what the link pointed to, even a directory or nothing, keeps its content and gives no mode."""
     os.symlink(to, tree / "link")
-    with umask(0o027):
-        with atomicio.atomic_write(tree / "link", follow_symlinks=False, durability=level) as file:
-            file.write("new")
-            assert os.readlink(tree / "link") == to
+    with umask(0o027), atomicio.atomic_write(tree / "link", follow_symlinks=False, durability=level) as file:
+        file.write("new")
+        assert os.readlink(tree / "link") == to
     assert stat.S_ISREG(os.lstat(tree / "link").st_mode)
     assert oct(mode_of(tree / "link")) == oct(0o640)
     assert read(tree / "link") == b"new"
