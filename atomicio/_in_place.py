@@ -48,7 +48,7 @@ def overwrite(staging: Staging, permissions: int | None, *, sync: bool) -> None:
         touched = True
         _write(source, target, old_size=size)
         if permissions is not None:
-            os.fchmod(target, permissions)
+            staging.set_mode(target, permissions)
         if sync:
             sync_file(target)
     except BaseException as error:
@@ -57,9 +57,9 @@ def overwrite(staging: Staging, permissions: int | None, *, sync: bool) -> None:
                 _write(backup, target, old_size=0)
             except OSError as second:
                 raise _lost(second, staging.path, backup_path) from error
-        _remove(backup_path)
+        _remove(staging, backup_path)
         raise
-    _remove(backup_path)
+    _remove(staging, backup_path)
 
 
 def _lost(error: OSError, target: str, backup: str) -> OSError:
@@ -74,8 +74,9 @@ def _lost(error: OSError, target: str, backup: str) -> OSError:
     return lost
 
 
-def _remove(backup: str) -> None:
+def _remove(staging: Staging, backup: str) -> None:
     try:
+        staging.close_last()  # Windows removes nothing that is open
         os.unlink(backup)
     except OSError:
         pass  # never made, or it can stay: it tells by its name what it is

@@ -69,6 +69,8 @@ _NO_LINK = frozenset(
         errno.EMLINK,
     }
 )
+# renameat2(2) with RENAME_NOREPLACE: not in this kernel (or no call into it: None), or not on this file system.
+_NO_RENAME_NEW = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, None})
 # fsync(2) of a directory is not a thing here. EIO, ENOSPC and EDQUOT are real, and not in this list.
 _NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EROFS})
 # copy_file_range(2): not between these two files; reading and writing always works.
@@ -146,6 +148,13 @@ def copy_content(source: int, destination: int) -> None:
     # Also after success: some file systems answer 0 for what they can't copy. At the end of the file nothing is read.
     while data := os.read(source, _CHUNK):
         write_all(destination, data)
+
+
+def hard_link(source: str, target: str, source_directory: int | None, target_directory: int | None) -> None:
+    """link(2), which some builds of Python lack: Android's, Emscripten's."""
+    if not hasattr(os, "link"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target)
+    os.link(source, target, src_dir_fd=source_directory, dst_dir_fd=target_directory)
 
 
 class Descriptors:
@@ -230,6 +239,8 @@ class Staging(Descriptors):
     through = False
     #: The name that the staging file has, or is about to have.
     temporary: str | None = None
+    #: The path of the staging file, if it has one in the directory for temporary files.
+    elsewhere: str | None = None
     #: The name that a backup has until it gets its own.
     spare: str | None = None
     #: Whether others write to the staging file by its name, and may put another file there.
@@ -335,13 +346,16 @@ class Staging(Descriptors):
         status = self.status
         assert status is not None
         wanted = stat.S_IRUSR | stat.S_IWUSR if read else stat.S_IWUSR
-        if status.st_mode & wanted == wanted and status.st_uid == os.geteuid():
+        if status.st_mode & wanted == wanted and hasattr(os, "geteuid") and status.st_uid == os.geteuid():
             return
-        effective = os.access in os.supports_effective_ids
-        access = os.R_OK | os.W_OK if read else os.W_OK
-        if not os.access(self._at + self.name, access, dir_fd=self._directory, effective_ids=effective):
-            # access(2) through Python says only no. open knows why; it truncates nothing.
-            self.open_target(os.O_RDWR if read else os.O_WRONLY)
+        if os.access in os.supports_dir_fd or self._directory is None:
+            effective = os.access in os.supports_effective_ids
+            access = os.R_OK | os.W_OK if read else os.W_OK
+            if os.access(self._at + self.name, access, dir_fd=self._directory, effective_ids=effective):
+                return
+        # access(2) through Python says only no. open knows why; it truncates nothing.
+        self.open_target(os.O_RDWR if read else os.O_WRONLY)
+        self.close_last()
 
     def open_target(self, flags: int = os.O_RDONLY) -> int:
         """Open the target, never through a link."""
@@ -398,14 +412,16 @@ class Staging(Descriptors):
 
     def path_of_staging(self) -> str:
         """Return the path of a staging file that has a name."""
-        assert self.temporary is not None
-        return os.path.join(self.directory, self.temporary)
+        return self.elsewhere or os.path.join(self.directory, self.temporary or "")
 
     def reopen(self) -> None:
         """Open the staging file by its name, after it was closed for the rename or given to a consumer."""
-        if self.temporary is None or (not self.lent and self._is_open()):
+        if not self.lent and (self.temporary is None or self._is_open()):
             return
-        fd = self.open(self._at + self.temporary, os.O_RDWR | _TARGET_FLAGS, 0, self._directory)
+        if self.elsewhere:
+            fd = self.open(self.elsewhere, os.O_RDWR | _TARGET_FLAGS)
+        else:
+            fd = self.open(self._at + (self.temporary or ""), os.O_RDWR | _TARGET_FLAGS, 0, self._directory)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -414,17 +430,22 @@ class Staging(Descriptors):
     def _is_open(self) -> bool:
         return any((status.st_dev, status.st_ino) == self.identity for status in map(os.fstat, self._fds[1:]))
 
-    def stage_elsewhere(self) -> None:
+    def stage_elsewhere(self, suffix: str | None = None) -> None:
         """Make the staging file in the directory for temporary files: for content that will be written in place."""
         import tempfile  # noqa: PLC0415
 
         directory = tempfile.gettempdir()
-        try:
-            self.open(directory, getattr(os, "O_TMPFILE", 0) | _STAGING_FLAGS, 0o600)
-        except OSError:
-            path = os.path.join(directory, temporary_name())
-            self.open(path, _NAMED_FLAGS, 0o600)
-            os.unlink(path)
+        self.temporary = None
+        unnamed = getattr(os, "O_TMPFILE", 0)
+        if unnamed and suffix is None:
+            try:
+                self.open(directory, unnamed | _STAGING_FLAGS, 0o600)
+            except OSError:
+                pass
+            else:
+                return
+        self.elsewhere = os.path.join(directory, temporary_name(suffix or ""))
+        self.open(self.elsewhere, _NAMED_FLAGS, 0o600)
 
     # -- content -------------------------------------------------------------------------------------------------------
 
@@ -468,6 +489,10 @@ class Staging(Descriptors):
         elif self.permissions is not None:
             os.fchmod(self.fd, self.permissions)
 
+    def set_mode(self, target: int, permissions: int) -> None:
+        """Give the target itself, open as *target*, the mode *permissions*: it is written in place."""
+        os.fchmod(target, permissions)
+
     def _target_path(self) -> str:
         # The calls for extended attributes know no directory descriptor; this has the same effect.
         return f"/proc/self/fd/{self._directory}/{self.name}" if self._directory is not None else self._at + self.name
@@ -479,7 +504,7 @@ class Staging(Descriptors):
         self.spare = temporary_name()
         spare, backup = self._at + self.spare, self._at + name
         try:
-            os.link(self._at + self.name, spare, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            hard_link(self._at + self.name, spare, self._directory, self._directory)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
@@ -530,16 +555,35 @@ class Staging(Descriptors):
         self._prepare(sync=sync)
         source, target = self._at + self.temporary, self._at + self.name  # type: ignore[operator]
         try:
-            os.link(source, target, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            hard_link(source, target, self._directory, self._directory)
         except OSError as error:
             if not self._landed():
                 if error.errno not in _NO_LINK:
                     raise
-                from ._syscalls import rename_new  # noqa: PLC0415
-
-                rename_new(source, target, self._directory)
+                self._rename_new(source, target)
         self._remove(self.temporary)  # type: ignore[arg-type]
         self.temporary = None
+
+    def _rename_new(self, source: str, target: str) -> None:
+        """Do what link(2) would have done, where there are no hard links."""
+        try:
+            from ._syscalls import rename_new
+
+            rename_new(source, target, self._directory)
+        except (ImportError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_RENAME_NEW:
+                raise
+        else:
+            return
+        # Only O_EXCL looks and creates in one step here: the target exists, empty, until it is renamed over.
+        self.open(target, _NAMED_FLAGS, 0o600, self._directory)
+        try:
+            self.close_last()
+            os.rename(source, target, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except BaseException:
+            if not self._landed():
+                os.unlink(target, dir_fd=self._directory)
+            raise
 
     def _prepare(self, *, sync: bool) -> None:
         """Give the staging file a name, sync it, close it."""
@@ -572,7 +616,7 @@ class Staging(Descriptors):
 
     def _link(self, name: str) -> None:
         """Name the unnamed file, the way that open(2) shows for O_TMPFILE."""
-        os.link(f"/proc/self/fd/{self.fd}", self._at + name, dst_dir_fd=self._directory)
+        hard_link(f"/proc/self/fd/{self.fd}", self._at + name, None, self._directory)
 
     def _landed(self) -> bool:
         """Whether the target is the staged file, whatever the error said: NFS loses replies (rename(2), BUGS)."""
@@ -603,6 +647,12 @@ class Staging(Descriptors):
                 if name is not None:
                     self._remove(name)
             self.temporary = self.spare = None
+        if self.elsewhere is not None and os.getpid() == self.owner:
+            try:
+                os.unlink(self.elsewhere)
+            except OSError:
+                pass  # the consumer removed it, or it was never made
+            self.elsewhere = None
         self.close()
 
     def _remove(self, name: str) -> None:

@@ -1,79 +1,527 @@
-"""The verbs of an atomic write on Windows: those of :mod:`atomicio._posix` where they differ."""
+"""The verbs of an atomic write on Windows: those of :mod:`atomicio._posix`, where they differ.
+
+Three things are different. A file that somebody has open cannot be renamed over, nor removed (sharing violations); names are
+folded, normalised and reserved; and there is no descriptor of a directory to work relative to, so every call has a full path.
+
+``_winapi`` and ``msvcrt`` are compiled into the interpreter. What needs ctypes is in :mod:`atomicio._win32`, and is imported
+when a file is replaced that has to hand on its access rights, or that somebody has open.
+"""
 
 from __future__ import annotations
 
+import sys
+
+assert sys.platform == "win32"
+
+import _winapi
 import errno
+import msvcrt
 import os
 import stat
 import time
+from operator import methodcaller
 
 from . import _posix
-from ._posix import copy_content, make_directories, sync_file, temporary_name
+from ._errors import UnreplaceableTargetError
+from ._posix import copy_content, sync_file, temporary_name
 
-__all__ = ["Staging", "absolute", "copy_content", "make_directories", "sync_file", "temporary_name"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
-# ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody has the file open, perhaps not for long.
-_PASSING = frozenset({5, 32, 33})
-_PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.2, 0.2, 0.2)
+    T = TypeVar("T")
+
+__all__ = [
+    "REPLACE_TIMEOUT",
+    "Staging",
+    "absolute",
+    "copy_content",
+    "make_directories",
+    "open_shared_fd",
+    "sync_file",
+    "temporary_name",
+]
+
+#: For how long all attempts to replace a file that somebody has open may take together, in seconds: half of it for renames, half
+#: for the two steps. Scanners and indexers let go within a second; git waits 0.07 s, Go's tools 2 s.
+REPLACE_TIMEOUT = 2.0
+_DISCARD_TIMEOUT = 0.5
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+
+# <winerror.h>
+_INVALID_FUNCTION = 1
+_ACCESS_DENIED = 5
+_SHARING_VIOLATION = 32
+_LOCK_VIOLATION = 33
+_NOT_SUPPORTED = 50
+_INVALID_PARAMETER = 87
+# Somebody has the file open, and may close it soon. Any other error would be the same the next time.
+_PASSING = frozenset({_ACCESS_DENIED, _SHARING_VIOLATION, _LOCK_VIOLATION})
+
+# Directories cannot be opened for writing here, or flushed. FAT drivers and network servers differ.
+_NO_DIRECTORY_SYNC = frozenset({_INVALID_FUNCTION, _ACCESS_DENIED, _NOT_SUPPORTED, _INVALID_PARAMETER})
+
+# <winnt.h>, <fileapi.h>
+_GENERIC_READ = 0x80000000
+_GENERIC_WRITE = 0x40000000
+_DELETE = 0x00010000
+_SHARE_NOTHING = 0
+_SHARE_ALL = 1 | 2 | 4
+_OPEN_EXISTING = 3
+_OPEN_ALWAYS = 4
+_ATTRIBUTE_NORMAL = 0x80
+_BACKUP_SEMANTICS = 0x02000000  # what CreateFileW wants in order to open a directory
+_DELETE_ON_CLOSE = 0x04000000
+
+_DEVICE = "\\\\.\\"
+_VERBATIM = "\\\\?\\"
+_MAX_PATH = 259
+_MAX_NAME = 255
+_MAX_LINKS = 63  # what Windows follows: "Reparse Points and File Operations"
+
+# Beside the target while it is replaced in two steps; they are not litter, and do not look like it.
+_ASIDE = ".atomicio-old"
+_GUARD = ".atomicio-guard"
 
 
 def absolute(path: str) -> str:
-    """Return *path* made independent of the current directory."""
-    return os.path.abspath(path) if path else path
+    """Return *path* made independent of the current directory, in the form that Windows itself gives it before it opens it.
+
+    That is where ``..``, trailing dots and spaces go, and where ``NUL`` becomes a device.
+    """
+    if not path:
+        return path
+    full = os.path.abspath(path)
+    return full + os.sep if path[-1] in "\\/" and full[-1] != os.sep else full
 
 
-class Staging(_posix.Staging):
+def _patiently(timeout: float, function: Callable[..., T], *arguments: Any) -> T:
+    """Call *function* until it no longer fails because somebody has the file open, for *timeout* seconds at most."""
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return function(*arguments)
+        except OSError as error:
+            left = deadline - time.monotonic()
+            if error.winerror not in _PASSING or left <= 0:
+                raise
+        # Between half the pause and all of it, so that writers who collided do not collide again.
+        time.sleep(min(left, pause * (0.5 + os.urandom(1)[0] / 510)))
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def make_directories(path: str, *, sync: bool, mode: int = 0o777) -> None:
+    """Create *path* and its missing parents. With *sync* the name of each new one survives a power cut."""
+    path = path.rstrip(os.sep)
+    parent = os.path.dirname(path)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        if parent in ("", path):
+            raise
+        make_directories(parent, sync=sync)
+        make_directories(path, sync=sync, mode=mode)
+        return
+    if sync:
+        descriptors = _Descriptors()
+        try:
+            descriptors.sync_directory_named(parent)
+        finally:
+            descriptors.close()
+
+
+def open_shared_fd(path: str, flags: int) -> int:
+    """Open *path* for reading as the opener of :func:`open`, and let others write, rename and remove it meanwhile."""
+    name = absolute(os.fsdecode(path))
+    descriptors = _Descriptors()
+    try:
+        for candidate in (name, name + _ASIDE, name):  # between the two steps of a replacement the old file is aside
+            try:
+                _patiently(REPLACE_TIMEOUT, descriptors.open_handle, _verbatim(candidate), _GENERIC_READ, os.O_RDONLY)
+            except FileNotFoundError as error:
+                missing = error
+            else:
+                return descriptors.release_last()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path, error.winerror) from None
+    raise OSError(missing.errno, missing.strerror, path, missing.winerror)
+
+
+def _verbatim(path: str, longer_by: int = 0) -> str:
+    r"""Return *path* so that Windows takes it beyond 259 characters too, where it is that long or will be: with ``\\?\``."""
+    if len(path) + longer_by <= _MAX_PATH or path.startswith((_VERBATIM, _DEVICE)):
+        return path
+    return f"{_VERBATIM}UNC{path[1:]}" if path.startswith("\\\\") else _VERBATIM + path
+
+
+class _Descriptors(_posix.Descriptors):
+    """Open descriptors, owned from the system call that opens them to the one that closes them."""
+
+    def open(self, path: str, flags: int, mode: int = 0o666, dir_fd: int | None = None) -> int:
+        flags |= os.O_BINARY | os.O_NOINHERIT
+        self._fds.extend(map(methodcaller("open", path, flags, mode), (os,)))
+        return self._fds[-1]
+
+    def open_handle(
+        self,
+        path: str,
+        access: int,
+        flags: int,
+        share: int = _SHARE_ALL,
+        disposition: int = _OPEN_EXISTING,
+        attributes: int = _ATTRIBUTE_NORMAL,
+    ) -> int:
+        """Open *path* with what ``os.open`` has no flags for. Nothing can come in between: see the parent class."""
+        handles = map(_winapi.CreateFile, (path,), (access,), (share,), (0,), (disposition,), (attributes,), (0,))
+        self._fds.extend(map(msvcrt.open_osfhandle, handles, (flags | os.O_BINARY | os.O_NOINHERIT,)))
+        return self._fds[-1]
+
+    def release_last(self) -> int:
+        """Give the newest away."""
+        return self._fds.pop()
+
+    def sync_directory_named(self, path: str) -> None:
+        """Wait until the names in the directory *path* are on the device.
+
+        FlushFileBuffers of a directory that is open for writing "ensures that the directory structure is persisted to stable
+        storage": [MS-FSA] 2.1.5.7; the access it takes is in [MS-SMB2] 3.3.5.11 and NtFlushBuffersFileEx.
+        """
+        try:
+            self.open_handle(path, _GENERIC_WRITE, 0, attributes=_BACKUP_SEMANTICS)
+        except OSError as error:
+            if error.winerror not in _NO_DIRECTORY_SYNC:
+                raise
+            return
+        try:
+            os.fsync(self._fds[-1])
+        except OSError:
+            # _commit() of the C runtime says EBADF for whatever FlushFileBuffers said.
+            code = _winapi.GetLastError()
+            if code not in _NO_DIRECTORY_SYNC:
+                raise OSError(errno.EIO, f"{os.strerror(errno.EIO)} (FlushFileBuffers: {code})") from None
+        self.close_last()
+
+
+class Staging(_Descriptors, _posix.Staging):
     """New content on its way to one target."""
 
-    def check_writable(self) -> None:
-        """Refuse what open would refuse: a read-only file."""
-        assert self.status is not None
-        if not self.status.st_mode & stat.S_IWRITE:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    #: Seconds; see :data:`REPLACE_TIMEOUT`.
+    replace_timeout = REPLACE_TIMEOUT
 
-    @staticmethod
-    def _split(path: str) -> tuple[str, str]:
-        return os.path.split(path)
+    # -- find -------------------------------------------------------------------------------------------------------------------
+
+    def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False, flags: int = 0) -> None:  # noqa: ARG002
+        """Look at the target, resolving links in its last component. Those before it, Windows resolves at every call."""
+        path = self.path
+        for _ in range(_MAX_LINKS + 1):
+            if path.startswith(_DEVICE):
+                self.name = path
+                self.look()
+                return
+            self.directory, self.name = os.path.split(path)
+            if not self.name:
+                os.stat(path)
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if ":" in self.name:
+                reason = "a named stream of a file cannot be renamed over; the file was not changed"
+                raise UnreplaceableTargetError(errno.EINVAL, reason, self.path)
+            self._at = _verbatim(self.directory.rstrip(os.sep) + os.sep, longer_by=len(self.name) + 30)
+            try:
+                os.stat(self._at)
+            except FileNotFoundError:
+                if not make_parents:
+                    raise
+                make_directories(self._at, sync=sync)
+            self.look()
+            if not follow or self.status is None or not stat.S_ISLNK(self.status.st_mode):
+                self._keep_spelling()
+                return
+            path = absolute(os.path.join(self.directory, os.readlink(self._at + self.name)))
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+    def look(self) -> None:
+        """Look at the target: itself, not what it may link to. If a writer died half way, put the old file back first."""
+        if self.name.startswith(_DEVICE):
+            self.status = os.stat_result((stat.S_IFCHR | 0o666, *[0] * 9))
+            return
+        _patiently(self.replace_timeout, super().look)
+        if self.status is None and os.path.lexists(self._at + self.name + _ASIDE):
+            self._put_back()
+            _patiently(self.replace_timeout, super().look)
+
+    def _with_target(self, function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T | None:
+        """Call *function*, which opens the target. Another writer may be between its two steps: then wait for the second.
+
+        Returns None if there is no target any more.
+        """
+        while self.status is not None:
+            try:
+                return _patiently(self.replace_timeout if timeout is None else timeout, function, *arguments)
+            except FileNotFoundError:
+                self.look()
+        return None
+
+    def _keep_spelling(self) -> None:
+        """Keep upper and lower case as the directory has them, and a long name that was given in its short form."""
+        if self.status is None:
+            return
+        try:
+            name = os.path.basename(os.path.realpath(self._at + self.name))
+        except OSError:  # Wine 8: ERROR_MORE_DATA for a name beyond 235
+            return
+        # The file may have a second link of another name, and realpath may be told that one.
+        if name != self.name and (name.lower() == self.name.lower() or "~" in self.name):
+            try:
+                found = os.stat(self._at + name, follow_symlinks=False)
+            except OSError:
+                return
+            if os.path.samestat(found, self.status):
+                self.name = name
+
+    def check_writable(self, *, read: bool = False) -> None:
+        """Refuse what open would refuse: the read-only attribute, or access rights that do not let this user write."""
+        if self.status is not None and not self.status.st_mode & stat.S_IWRITE:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        access = _GENERIC_READ | _GENERIC_WRITE if read else _GENERIC_WRITE
+        try:
+            if self._with_target(self.open_handle, self._at + self.name, access, 0, timeout=_DISCARD_TIMEOUT):
+                self.close_last()
+        except OSError as error:
+            if error.winerror not in (_SHARING_VIOLATION, _LOCK_VIOLATION):
+                raise  # who has it open without sharing may close it before the rename
+
+    def open_target(self, flags: int = os.O_RDONLY) -> int:
+        """Open the target, and let others do what they want with it meanwhile."""
+        access = {os.O_RDONLY: _GENERIC_READ, os.O_WRONLY: _GENERIC_WRITE}.get(flags, _GENERIC_READ | _GENERIC_WRITE)
+        fd = self._with_target(self.open_handle, self._at + self.name, access, flags)
+        if fd is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return fd
+
+    # -- stage ------------------------------------------------------------------------------------------------------------------
+
+    def _claim(self) -> None:
+        """Do nothing: a file that is open without FILE_SHARE_DELETE cannot be removed, which is claim enough."""
+
+    def path_of_staging(self) -> str:
+        """Return the path of a staging file that has a name."""
+        assert self.temporary is not None
+        return self._at + self.temporary
+
+    def stage_elsewhere(self) -> None:
+        """Make the staging file in the directory for temporary files: for content that will be written in place."""
+        import tempfile
+
+        path = os.path.join(tempfile.gettempdir(), temporary_name())
+        self.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_TEMPORARY, 0o600)
+
+    # -- content ----------------------------------------------------------------------------------------------------------------
+
+    def only_append(self) -> None:
+        """Make every write go to the end: O_APPEND is a flag of the C runtime's descriptor, and is given when it is opened."""
+        self.open(self.path_of_staging(), os.O_RDWR | os.O_APPEND)
+
+    def same_content(self) -> bool:
+        """Whether the target already holds what is staged."""
+        staged = self.fd
+        if not self._replaces_file() or self.status.st_size != os.fstat(staged).st_size:  # type: ignore[union-attr]
+            return False
+        target = self.open_target()
+        os.lseek(staged, 0, os.SEEK_SET)
+        while (old := os.read(target, 1 << 20)) == os.read(staged, 1 << 20) and old:
+            pass
+        self.close_last()
+        return not old
+
+    def sync_target(self) -> None:
+        """Make the content that the target already has survive a power cut. FlushFileBuffers wants a handle that may write."""
+        sync_file(self.open_target(os.O_RDWR))
+        self.close_last()
+
+    # -- metadata ---------------------------------------------------------------------------------------------------------------
 
     def keep_metadata(self) -> None:
-        """Take note of the staging file; the ACL of the directory is inherited."""
+        """Give the staging file the access rights (DACL) and attributes of the file it replaces; a new one inherits its rights."""
         new = os.fstat(self.fd)
         self.identity = new.st_dev, new.st_ino
+        if self._replaces_file():
+            try:
+                from ._win32 import keep
+            except ImportError:
+                return  # an application that has closed the import system (sys.meta_path); the rights are the directory's
+            self._with_target(keep, self._at + self.name, self.path_of_staging())
+
+    def set_mode(self, target: int, permissions: int) -> None:
+        """Set or clear the read-only attribute of the target: the one bit of *permissions* that Windows has."""
+        os.chmod(self._at + self.name, permissions)
+
+    # -- publish ----------------------------------------------------------------------------------------------------------------
+
+    def back_up(self, name: str, *, sync: bool) -> None:
+        """Keep the content of the target under *name* too, replacing what had that name. The target is never without a name."""
+        self.spare = temporary_name()
+        spare = self._at + self.spare
+        try:
+            self._with_target(os.link, self._at + self.name, spare)
+        except OSError:  # FAT and many network file systems have no hard links, and as many errors to say so
+            source = self.open_target()
+            copy = self.open(spare, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            copy_content(source, copy)
+            if sync:
+                sync_file(copy)
+            self.close_last()
+            self.close_last()
+        _patiently(self.replace_timeout, os.replace, spare, self._at + name)
+        self._remove(self.spare)  # if both were links to one file, it may still be there
+        self.spare = None
 
     def publish(self, *, sync: bool) -> None:
-        """Replace the target: MoveFileExW with MOVEFILE_REPLACE_EXISTING, again while somebody has the target open."""
+        """Replace the target. Until the rename nothing has happened to it; from then on everybody sees the new content.
+
+        A target that somebody has open cannot be renamed over. In this order: MoveFileExW; the rename of POSIX, where Windows and
+        the file system have it, which works if it is open with FILE_SHARE_DELETE; both again while the timeout lasts; and last in
+        two steps, the old file aside and the new one in, which works with FILE_SHARE_DELETE everywhere.
+        """
         self._prepare(sync=sync)
-        source, target = self._at + self.temporary, self._at + self.name  # type: ignore[operator]
-        for pause in (*_PAUSES, None):
-            try:
-                os.replace(source, target)
-            except PermissionError as error:
-                if getattr(error, "winerror", None) not in _PASSING:
+        source, target = self.path_of_staging(), self._at + self.name
+        try:
+            _patiently(self.replace_timeout / 2, self._rename_over, source, target)
+        except OSError as error:
+            if not self._landed():
+                if error.winerror != _ACCESS_DENIED or len(self.name + _ASIDE) > _MAX_NAME:
                     raise
-                if pause is None:
-                    self._move_aside(source, target)
-                    break
-                time.sleep(pause)
-            else:
-                break
+                self._replace_in_two_steps(source, target)
         self.temporary = None
+
+    def _rename_over(self, source: str, target: str) -> None:
+        try:
+            os.replace(source, target)
+        except PermissionError as error:
+            if error.winerror != _ACCESS_DENIED:
+                raise
+            try:
+                from ._win32 import rename_posix
+            except ImportError:
+                raise error from None
+            if not rename_posix(source, target):
+                raise
 
     def publish_new(self, *, sync: bool) -> None:
-        """Create the target or raise FileExistsError, in one step: MoveFileExW without MOVEFILE_REPLACE_EXISTING."""
+        """Create the target or raise FileExistsError: MoveFileExW without MOVEFILE_REPLACE_EXISTING does both in one step."""
         self._prepare(sync=sync)
-        os.rename(self._at + self.temporary, self._at + self.name)  # type: ignore[operator]
+        try:
+            _patiently(self.replace_timeout, os.rename, self.path_of_staging(), self._at + self.name)
+        except OSError:
+            if not self._landed():
+                raise
         self.temporary = None
 
-    def _move_aside(self, source: str, target: str) -> None:
-        """Replace in two steps; the old file is kept until the new one is there, and put back if it never is."""
-        aside = self._at + temporary_name()
-        os.rename(target, aside)
+    def _prepare(self, *, sync: bool) -> None:
+        """Sync the staging file, and close all that is open: our own handles would be in the way of the rename too."""
+        if sync:
+            sync_file(self.fd)
+        if self.permissions is not None:
+            os.chmod(self.path_of_staging(), self.permissions)
+        self.close_last()
+        self.close()
+
+    def reopen(self) -> None:
+        """Open the staging file by its name: again, after it was closed for the rename, or whatever a consumer put there."""
+        if self.permissions is not None and self.temporary is not None:
+            os.chmod(self.path_of_staging(), stat.S_IREAD | stat.S_IWRITE)
+        super().reopen()
+
+    def _hold_guard(self, timeout: float) -> None:
+        """Keep everybody else from the two steps. The file, and with it the guard, goes away with the process that holds it."""
+        _patiently(
+            timeout,
+            self.open_handle,
+            self._at + self.name + _GUARD,
+            _GENERIC_WRITE | _DELETE,
+            0,
+            _SHARE_NOTHING,
+            _OPEN_ALWAYS,
+            _DELETE_ON_CLOSE,
+        )
+
+    def _replace_in_two_steps(self, source: str, target: str) -> None:
+        """Move the old file aside, the new one in, and remove the old one. Whenever this ends, one of them is there to be found.
+
+        Between the two steps the target is missing: what was aside is put back if the second step fails, and by the next
+        writer that looks at the target if this process ends there. An aside that is there with the target is of no use any more.
+        """
+        aside = target + _ASIDE
+        deadline = time.monotonic() + self.replace_timeout / 2
+        self._hold_guard(self.replace_timeout / 2)
         try:
-            os.rename(source, target)
-        except BaseException:
-            os.rename(aside, target)
-            raise
-        os.unlink(aside)
+            try:
+                _patiently(deadline - time.monotonic(), os.replace, target, aside)
+            except FileNotFoundError:
+                pass  # somebody removed it meanwhile, and nothing is in the way any more
+            try:
+                _patiently(self.replace_timeout, os.replace, source, target)
+            except BaseException:
+                self._rename_back(aside, target)
+                raise
+            self.spare = temporary_name()
+            try:
+                # A reader that has the old file open keeps its name alive: it must not be the name that the next writer needs.
+                os.rename(aside, self._at + self.spare)
+            except OSError:
+                pass  # the next writer in need replaces it
+            self._remove(self.spare)
+            self.spare = None
+        finally:
+            self.close()
+
+    def _put_back(self) -> None:
+        """Undo the first of the two steps, which a process that died did not follow with the second."""
+        target = self._at + self.name
+        self._hold_guard(self.replace_timeout)
+        try:
+            self._rename_back(target + _ASIDE, target)
+        finally:
+            self.close_last()
+
+    def _rename_back(self, aside: str, target: str) -> None:
+        try:
+            _patiently(self.replace_timeout, os.rename, aside, target)
+        except (FileExistsError, FileNotFoundError):
+            pass  # the second step was done after all, or somebody else wrote the file
 
     def sync_directory(self) -> None:
-        """NTFS journals names; there is no call that syncs a directory."""
+        """Make what was published survive a power cut, where the file system knows how to."""
+        self.sync_directory_named(self._at)
+
+    # -- discard ----------------------------------------------------------------------------------------------------------------
+
+    def discard(self) -> None:
+        """Close everything, then remove what was staged and not published: an open file cannot be removed."""
+        self.close()
+        for name in (self.temporary, self.spare):
+            if name is not None:
+                self._remove(name)
+        self.temporary = self.spare = None
+
+    def __del__(self) -> None:
+        if len(self._fds) > 1 or self.temporary is not None or self.spare is not None:
+            self.discard()
+
+    def _remove(self, name: str) -> None:
+        """Remove the temporary *name*. Nobody else uses it: on Windows a name of 64 random bits is never handed on."""
+        path = self._at + name
+        try:
+            if self.lent and os.path.isdir(path):
+                import shutil
+
+                shutil.rmtree(path)
+                return
+            if self.permissions is not None:
+                os.chmod(path, stat.S_IREAD | stat.S_IWRITE)
+            _patiently(_DISCARD_TIMEOUT, os.unlink, path)
+        except OSError:
+            pass  # already gone; or a name is left that the library knows as its own

@@ -143,7 +143,7 @@ def _check_options(permissions: object, lock: object, backup: object) -> None:
             raise ValueError(f"invalid backup: {backup!r}; use a suffix such as '.bak'")
 
 
-def _parse(mode: str) -> tuple[str, bool, bool]:
+def _parse(mode: object) -> tuple[str, bool, bool]:
     """Split *mode*, as open takes it: its kind (``w``, ``x``, ``a`` or ``r``), whether binary, whether it updates."""
     if not isinstance(mode, str):
         raise TypeError(f"mode must be a string, not {type(mode).__name__}")
@@ -200,7 +200,7 @@ class AtomicWriter(Generic[F]):
         make_parents: bool,
     ) -> None:
         self._held = []
-        self._kind, self._binary, self._update = (isinstance(mode, str) and _MODES.get(mode)) or _parse(mode)
+        self._kind, self._binary, self._update = _MODES.get(mode) or _parse(mode)
         if isinstance(path, int):
             raise TypeError(f"a path is needed to replace a file; got the descriptor {path!r}: write to it with open()")
         target = os.fspath(path)
@@ -389,7 +389,7 @@ class AtomicWriter(Generic[F]):
         except OSError as error:
             if error.errno not in _UNREPLACEABLE or staging.status is None or self._fallback == "raise":
                 raise
-            staging.stage_elsewhere()
+            staging.stage_elsewhere(suffix)
             self._elsewhere = True
 
     def _wrap(self) -> F:
@@ -400,6 +400,14 @@ class AtomicWriter(Generic[F]):
             path = self._path if isinstance(self.target, str) else os.fsencode(self._path)
             encoding = self._encoding if self._binary else self._encoding or "utf-8"
             file = open(path, self._mode, self._buffering, encoding, self._errors, self._newline)  # noqa: SIM115
+            self._layers = (file,)
+            return file  # type: ignore[no-any-return]
+        if type(os) is not type(sys):
+            # A test has put a double in the place of os (pyfakefs): its descriptors mean something to its open only.
+            encoding = self._encoding if self._binary else self._encoding or "utf-8"
+            mode = self._mode.replace("x", "w")
+            fd = self._staging.fd  # type: ignore[union-attr]
+            file = open(fd, mode, self._buffering, encoding, self._errors, self._newline, closefd=False)
             self._layers = (file,)
             return file  # type: ignore[no-any-return]
         # The descriptor stays the writer's own: a consumer may close the file early.
@@ -609,6 +617,8 @@ class AtomicWriter(Generic[F]):
                     errno.EXDEV: "the file is bound to another file system and cannot be renamed over",
                     errno.EROFS: f"the directory {directory!r} is on a read-only file system",
                 }.get(code) or _forbidden(directory)
+                if getattr(error, "winerror", None) is not None:  # MoveFileExW was refused
+                    reason = "another program has the file open, and does not share it as open_shared() does"
                 advice = f"{reason}; the file was not changed. fallback='in-place' writes into it, which is not atomic"
         elif code in (errno.EACCES, errno.EPERM) and self._step == "check":
             advice = "you may not write to this file; it was not changed"

@@ -127,6 +127,17 @@ def write_process(file: Any) -> None:
     subprocess.run([sys.executable, "-c", "import sys; sys.stdout.write('from a process')"], stdout=file, check=True)
 
 
+
+def write_wrapped(file: Any) -> None:
+    with io.TextIOWrapper(file, "latin-1") as text:
+        text.write("gr\u00fcn")
+
+
+def write_buffered(file: Any) -> None:
+    with io.BufferedWriter(file) as buffer:
+        buffer.write(BYTES)
+
+
 CONSUMERS: dict[str, Consumer] = {
     "csv": ("w", {"newline": ""}, lambda file: csv.writer(file).writerows(ROWS)),
     "csv.DictWriter": ("x", {"newline": ""}, lambda file: csv.DictWriter(file, ["a"]).writerows([{"a": "1"}])),
@@ -153,8 +164,8 @@ CONSUMERS: dict[str, Consumer] = {
     "print": ("w", {}, write_print),
     "codecs": ("wb", {}, write_codec),
     "shutil.copyfileobj": ("wb", {}, lambda file: shutil.copyfileobj(io.BytesIO(BYTES * 100), file)),
-    "TextIOWrapper": ("wb", {}, lambda file: io.TextIOWrapper(file, "latin-1").write("gr\u00fcn")),
-    "BufferedWriter": ("wb", {"buffering": 0}, lambda file: io.BufferedWriter(file).write(BYTES)),
+    "TextIOWrapper": ("wb", {}, write_wrapped),
+    "BufferedWriter": ("wb", {"buffering": 0}, write_buffered),
     "memoryview": ("wb", {}, lambda file: file.write(memoryview(BYTES)[::2].tobytes())),
     "subprocess": ("wb", {}, write_process),
 }

@@ -592,14 +592,14 @@ def test_a_character_device_node_stays(tmp_path: Path) -> None:
 
 
 @linux_only
-@pytest.mark.parametrize("mode", ["w", "a"])
+@pytest.mark.parametrize("mode", ["w", "wb"])
 def test_files_of_proc_and_sys_are_written_through(mode: str) -> None:
     """They look regular, but no file can be created beside them; the kernel takes what is written as a command."""
     path = "/proc/self/comm"
     before = read(path)
     try:
         with atomicio.atomic_write(path, mode, fallback="in-place") as file:
-            file.write("atomicio-test")
+            file.write(b"atomicio-test" if "b" in mode else "atomicio-test")
         assert read(path) == b"atomicio-test\n"
     finally:
         write(path, before.strip())
