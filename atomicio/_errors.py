@@ -11,7 +11,14 @@ from __future__ import annotations
 import errno
 import os
 
-__all__ = ["NotDurableError", "TargetChangedError", "UnreplaceableTargetError", "WriterStateError", "failure"]
+__all__ = [
+    "NotDurableError",
+    "PartialCommitError",
+    "TargetChangedError",
+    "UnreplaceableTargetError",
+    "WriterStateError",
+    "failure",
+]
 
 
 class NotDurableError(OSError):
@@ -22,6 +29,22 @@ class NotDurableError(OSError):
     """
 
     committed = True
+
+
+class PartialCommitError(OSError):
+    """Some targets of a batch were replaced when replacing another failed.
+
+    Each target is old or new, whole; ``filename`` and ``errno`` are those of the one that failed. ``committed`` is
+    True, since something did change. What was not committed is discarded.
+    """
+
+    committed = True
+
+    committed_paths: list[str | bytes]
+    """The targets that have their new content, as they were given, in the order of their replacement."""
+
+    uncommitted_paths: list[str | bytes]
+    """The targets that are as they were, the one that failed first."""
 
 
 class TargetChangedError(OSError):

@@ -53,7 +53,7 @@ def keep(fd: int, new: os.stat_result, old: os.stat_result, path: str, permissio
         # FAT, some CIFS and FUSE mounts have no mode bits to set. Only an explicit wish must not fail silently.
         if permissions is not None or error.errno not in _NO_CHANGE:
             raise
-    if mode & (stat.S_ISUID | stat.S_ISGID) and permissions is None:
+    if mode & (stat.S_ISUID | stat.S_ISGID) and permissions is None and stat.S_ISREG(new.st_mode):
         # Let the kernel decide about these bits as it does when open and write change a file: see inode(7).
         os.ftruncate(fd, os.fstat(fd).st_size)
 

@@ -161,7 +161,7 @@ class Descriptors:
     """Open descriptors, owned from the system call that opens them to the one that closes them."""
 
     _BOTTOM = -1
-    _fds: list[int] = []  # noqa: RUF012  # what __del__ finds where __init__ was interrupted
+    _fds: list[int] = []  # noqa: RUF012  (until __init__ has run, and never changed: __del__ needs something to look at)
 
     def __init__(self) -> None:
         self._fds = [self._BOTTOM]
@@ -174,6 +174,10 @@ class Descriptors:
     def close_last(self) -> None:
         """Close the newest. An error is real: NFS and quotas report lost writes here. Never retried: close(2)."""
         next(map(os.close, map(list.pop, (self._fds,))))
+
+    def close_last_but_one(self) -> None:
+        """Close the one that was opened before the newest."""
+        next(map(os.close, map(list.pop, (self._fds,), (-2,))))
 
     def close(self) -> None:
         """Close all."""
@@ -251,6 +255,8 @@ class Staging(Descriptors):
     identity: tuple[int, int] | None = None
     #: The mode that is wanted; None for the old file's, or what the kernel gives to a new one.
     permissions: int | None = None
+    #: What a new target is created with; umask or default ACL apply to it.
+    mode_of_new = 0o666
     _directory: int | None = None
     _at = ""  # what comes before a name where calls relative to a descriptor do not exist
 
@@ -373,7 +379,7 @@ class Staging(Descriptors):
         unnamed = getattr(os, "O_TMPFILE", 0)
         if unnamed and suffix is None:
             # Nobody can open a file without a name, so it may begin with the mode that it will have.
-            mode = stat.S_IMODE(self.status.st_mode) & 0o777 if self._replaces_file() else 0o666  # type: ignore[union-attr]
+            mode = stat.S_IMODE(self.status.st_mode) & 0o777 if self._replaces_file() else self.mode_of_new  # type: ignore[union-attr]
             try:
                 self.open(self._at or ".", unnamed | _STAGING_FLAGS, mode, self._directory)
             except OSError as error:
@@ -385,7 +391,7 @@ class Staging(Descriptors):
         self._stage_named(suffix or "")
 
     def _stage_named(self, suffix: str = "") -> None:
-        mode = 0o600 if self._replaces_file() or self.permissions is not None else 0o666
+        mode = 0o600 if self._replaces_file() or self.permissions is not None else self.mode_of_new
         for _ in range(_MAX_NAMES):
             self.temporary = temporary_name(suffix)
             try:

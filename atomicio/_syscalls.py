@@ -7,16 +7,19 @@ import errno
 import os
 import sys
 
-__all__ = ["rename_new"]
+__all__ = ["exchange", "rename_new", "syncfs"]
 
 _AT_FDCWD = -2 if sys.platform == "darwin" else -100
 # The flag "fail if the target exists": <linux/fs.h> RENAME_NOREPLACE, <sys/stdio.h> RENAME_EXCL.
 _NAME, _NEW = ("renameatx_np", 4) if sys.platform == "darwin" else ("renameat2", 1)
+# The flag "swap the two": <linux/fs.h> RENAME_EXCHANGE, <sys/stdio.h> RENAME_SWAP.
+_EXCHANGE = 2
 
 
 def _rename(source: str, target: str, directory: int | None, flags: int) -> None:
     """rename(2) with *flags*, both names relative to *directory*."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), _NAME, None)
+    library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+    function = getattr(library, _NAME, None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target)
     at = _AT_FDCWD if directory is None else directory
@@ -28,3 +31,19 @@ def _rename(source: str, target: str, directory: int | None, flags: int) -> None
 def rename_new(source: str, target: str, directory: int | None) -> None:
     """Rename *source*, or raise FileExistsError if *target* exists; ENOSYS or EINVAL where that is not possible."""
     _rename(source, target, directory, _NEW)
+
+
+def exchange(one: str, other: str, directory: int | None) -> None:
+    """Let two names change places in one step; ENOSYS or EINVAL where kernel or file system can't."""
+    _rename(one, other, directory, _EXCHANGE)
+
+
+def syncfs(fd: int) -> None:
+    """Wait until all that was written to the file system of *fd* is on its device; Linux says since 5.8 if something was lost."""
+    library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+    function = getattr(library, "syncfs", None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if function(fd):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

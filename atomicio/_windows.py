@@ -124,6 +124,8 @@ def make_directories(path: str, *, sync: bool, mode: int = 0o777) -> None:
         if parent in ("", path):
             raise
         make_directories(parent, sync=sync)
+        if not os.path.isdir(parent):  # a file is in the way, which Windows calls a missing path
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent) from None
         make_directories(path, sync=sync, mode=mode)
         return
     if sync:
@@ -249,8 +251,10 @@ class Staging(_Descriptors, _posix.Staging):
             self.status = os.stat_result((stat.S_IFCHR | 0o666, *[0] * 9))
             return
         _patiently(self.replace_timeout, super().look)
-        if self.status is None and os.path.lexists(self._at + self.name + _ASIDE):
-            self._put_back()
+        if self.status is None:
+            # Another writer may be between its two steps, or have died there, or just have done the second.
+            if os.path.lexists(self._at + self.name + _ASIDE):
+                self._put_back()
             _patiently(self.replace_timeout, super().look)
 
     def _with_target(self, function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T | None:
@@ -303,6 +307,12 @@ class Staging(_Descriptors, _posix.Staging):
         return fd
 
     # -- stage ------------------------------------------------------------------------------------------------------------------
+
+    def stage(self, suffix: str | None = None) -> None:
+        """Make the staging file in the target's directory. A path that is lent out is closed: it may be replaced."""
+        super().stage(suffix)
+        if self.lent:
+            self.close_last()
 
     def _claim(self) -> None:
         """Do nothing: a file that is open without FILE_SHARE_DELETE cannot be removed, which is claim enough."""

@@ -59,14 +59,6 @@ _FALLBACKS = frozenset({"raise", "in-place"})
 # not ours, is sticky, or is read-only around a file that is not; a name that is bound to another file system.
 _UNREPLACEABLE = frozenset({errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV})
 
-# How open(2) would open the target, but for the truncation.
-_OPEN_FLAGS = {
-    "w": os.O_WRONLY | os.O_CREAT,
-    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
-    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-    "r": os.O_RDWR,
-}
-
 _NEW, _STAGED, _COMMITTED, _ABORTED = "new", "staged", "committed", "aborted"
 
 
@@ -79,7 +71,9 @@ class _StagingFile(io.FileIO):
     content to the parent.
     """
 
-    failed: OSError | None = None
+    # The errno and words of what failed first. Not the exception: its traceback leads back here, and such a cycle would
+    # leave descriptor and staging file to the garbage collector.
+    failed: tuple[int, str] | None = None
     discarded = False
     owner = 0
 
@@ -100,17 +94,14 @@ class _StagingFile(io.FileIO):
                     written += count
             return size
         except OSError as error:
-            # Remembered is another exception than is raised. That one's traceback leads through the callers to the writer:
-            # they would keep each other, and the descriptors, until the garbage collector comes.
-            self.failed = failure(error, self.name)
-            raise failure(error, self.name) from None
+            raise self._failure(error) from None
         except BaseException as error:
             # How much was written is not known: the buffer above would write it again.
-            self.failed = InterruptedError(errno.EINTR, type(error).__name__)
+            self.failed = self.failed or (errno.EIO, type(error).__name__)
             raise
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        # A buffer seeks when it is closed, and is closed when it is dropped.
+        # A buffer that was read from goes back to where its reader was when it is closed, be it by the garbage collector.
         return 0 if self.discarded else super().seek(offset, whence)
 
     def truncate(self, size: int | None = None, /) -> int:
@@ -119,8 +110,18 @@ class _StagingFile(io.FileIO):
         try:
             return super().truncate(size)
         except OSError as error:
-            self.failed = failure(error, self.name)
-            raise failure(error, self.name) from None
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> OSError:
+        self.failed = self.failed or (error.errno or errno.EIO, error.strerror or str(error))
+        return failure(error, self.name)
+
+
+def _open_flags(kind: str) -> int:
+    """Return how open(2) would open the target for the kind of mode, but for the truncation."""
+    if kind == "r":
+        return os.O_RDWR
+    return os.O_WRONLY | os.O_CREAT | (os.O_EXCL if kind == "x" else os.O_APPEND if kind == "a" else 0)
 
 
 def _check_options(permissions: object, lock: object, backup: object) -> None:
@@ -169,6 +170,7 @@ class AtomicWriter(Generic[F]):
 
     # Class attributes, so that __del__ works however early __init__ or open was interrupted.
     _state = _NEW
+    _verbs = _platform.Staging
     _staging: _platform.Staging | None = None
     _file: Any = None
     _raw: _StagingFile | None = None
@@ -336,7 +338,7 @@ class AtomicWriter(Generic[F]):
     def _begin(self, suffix: str | None = None) -> None:
         """Find the target, wait for the lock, decide what is to be done with what is there, and stage."""
         kind = self._kind
-        self._staging = staging = _platform.Staging(self._path)
+        self._staging = staging = self._verbs(self._path)
         staging.permissions = self._permissions
         if self._relative:
             staging.relative = os.fsdecode(self.target)
@@ -344,7 +346,7 @@ class AtomicWriter(Generic[F]):
             follow=self._follow and kind != "x",
             make_parents=self._make_parents,
             sync=self._durability == "durable",
-            flags=_OPEN_FLAGS[kind],
+            flags=_open_flags(kind),
         )
         if self._lock is not None:
             self._step = "lock"
@@ -375,6 +377,7 @@ class AtomicWriter(Generic[F]):
             self._stage(staging, suffix)
             _platform.copy_content(source, staging.fd)
             os.lseek(staging.fd, 0, os.SEEK_SET)
+            staging.close_last_but_one()  # on Windows nobody else could replace the file while we have it open
         else:
             self._stage(staging, suffix)
         if kind == "a":
@@ -430,8 +433,8 @@ class AtomicWriter(Generic[F]):
             )
         layer = io.BufferedRandom if update else io.BufferedWriter
         buffer: Any = layer(raw, buffering) if buffering > 1 else layer(raw)
+        self._layers = (buffer, raw)  # also should the next layer refuse its encoding
         if self._binary:
-            self._layers = (buffer, raw)
             return buffer  # type: ignore[no-any-return]
         text = io.TextIOWrapper(buffer, self._encoding or "utf-8", self._errors, self._newline, line_buffering)
         text.mode = self._mode  # type: ignore[misc]
@@ -448,10 +451,9 @@ class AtomicWriter(Generic[F]):
             except ValueError:
                 pass  # detached by the caller: the next layer is closed in its own right
         if self._raw is not None and self._raw.failed is not None:
-            raise OSError(
-                getattr(self._raw.failed, "errno", None) or errno.EIO,
-                f"an earlier write failed ({self._raw.failed}) and what was written is not complete",
-            )
+            code, reason = self._raw.failed
+            advice = f"an earlier write failed ({reason}), so what was written is not whole; the file was not changed"
+            raise failure(OSError(code, reason), self.target, advice)
 
     def _publish(self, *, look: bool = True) -> None:
         """From complete content to the target: metadata, sync, rename, sync of the directory."""

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from . import __version__, atomic_write
+from . import __version__, atomic_write, copy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "main"]
 
 _CHUNK = 1 << 18
+_BAR = 30  # characters
 
 
 class Progress:
@@ -35,12 +36,22 @@ class Progress:
 
     def __call__(self, count: int) -> None:
         """Count *count* more bytes."""
-        self._done += count
+        self.update(self._done + count, self._total)
+
+    def update(self, done: int, total: int | None) -> None:
+        """Take note that *done* bytes of *total* are done."""
+        self._done, self._total = done, total
         if self._terminal and time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.2
             self._shown = True
-            share = f" of {size(self._total)}" if self._total else ""
-            print(f"\r\x1b[K{size(self._done)}{share}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{self._line()}", end="", file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        if not self._total:
+            return size(self._done)
+        share = min(self._done / self._total, 1)
+        bar = "#" * int(share * _BAR)
+        return f"[{bar:.<{_BAR}}] {share:4.0%}  {size(self._done)} of {size(self._total)}"
 
     def clear(self) -> None:
         """Leave the line as it was before."""
@@ -83,6 +94,26 @@ def _write(arguments: argparse.Namespace) -> None:
         progress.clear()
 
 
+def _copy(arguments: argparse.Namespace) -> None:
+    """Copy a file to the target's place."""
+    progress = Progress()
+    try:
+        copy(
+            arguments.source,
+            arguments.target,
+            progress=progress.update,
+            durability=arguments.durability,
+            permissions=arguments.mode,
+            backup=arguments.backup,
+            follow_symlinks=not arguments.no_follow,
+            fallback="in-place" if arguments.in_place else "raise",
+            make_parents=arguments.parents,
+            lock=arguments.lock,
+        )
+    finally:
+        progress.clear()
+
+
 def _octal(text: str) -> int:
     try:
         mode = int(text, 8)
@@ -100,6 +131,25 @@ def _durability(parser: argparse.ArgumentParser) -> None:
         default="durable",
         help="what a power cut may do: anything (none); leave the old or the new content (consistent); nothing once "
         "the command has returned (durable, the default)",
+    )
+
+
+def _placing(parser: argparse.ArgumentParser) -> None:
+    """Add the options for how TARGET is replaced."""
+    _durability(parser)
+    parser.add_argument(
+        "--mode", type=_octal, metavar="OCTAL", help="permissions, such as 600 (default: TARGET's, or what is usual)"
+    )
+    parser.add_argument(
+        "--backup", metavar="SUFFIX", help="keep the old content as TARGET with this suffix, such as .bak"
+    )
+    parser.add_argument(
+        "--no-follow", action="store_true", help="replace a symbolic link instead of the file it leads to"
+    )
+    parser.add_argument("--parents", action="store_true", help="create missing directories")
+    parser.add_argument("--lock", action="store_true", help="wait for other writers that use a lock (TARGET.lock)")
+    parser.add_argument(
+        "--in-place", action="store_true", help="if TARGET can't be replaced (a mount point), write into it: not atomic"
     )
 
 
@@ -121,22 +171,23 @@ def _parser() -> argparse.ArgumentParser:
     how = write.add_mutually_exclusive_group()
     how.add_argument("-a", "--append", action="store_true", help="keep the content and add to it")
     how.add_argument("-n", "--no-clobber", action="store_true", help="fail if TARGET exists")
-    _durability(write)
-    write.add_argument(
-        "--mode", type=_octal, metavar="OCTAL", help="permissions, such as 600 (default: TARGET's, or the umask's)"
-    )
-    write.add_argument(
-        "--backup", metavar="SUFFIX", help="keep the old content as TARGET with this suffix, such as .bak"
-    )
-    write.add_argument(
-        "--no-follow", action="store_true", help="replace a symbolic link instead of the file it leads to"
-    )
-    write.add_argument("--parents", action="store_true", help="create missing directories")
-    write.add_argument("--lock", action="store_true", help="wait for other writers that use a lock (TARGET.lock)")
-    write.add_argument(
-        "--in-place", action="store_true", help="if TARGET can't be replaced (a mount point), write into it: not atomic"
-    )
+    _placing(write)
     write.set_defaults(run=_write)
+    copy = commands.add_parser(
+        "copy",
+        help="replace a file with a copy of another",
+        description="Copy the content of SOURCE, then replace TARGET with it, all at once: until then, and if it fails "
+        "or is interrupted, TARGET stays as it is. TARGET keeps its permissions; a new one gets those of SOURCE, as "
+        "with cp. Shows a bar on a terminal if it takes longer than a second.",
+        allow_abbrev=False,
+    )
+    copy.add_argument("source", metavar="SOURCE", help="the file to read")
+    copy.add_argument("target", metavar="TARGET", help="the file to replace or create; not a directory")
+    _placing(copy)
+    copy.set_defaults(run=_copy)
+    from ._upkeep import add_commands  # noqa: PLC0415
+
+    add_commands(commands)
     return parser
 
 

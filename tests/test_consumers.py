@@ -121,6 +121,18 @@ def write_codec(file: Any) -> None:
     codecs.getwriter("utf-16-le")(file).write("gr\u00fcn")
 
 
+def write_wrapped_text(file: Any) -> None:
+    text = io.TextIOWrapper(file, "latin-1")
+    text.write("gr\u00fcn")
+    text.detach()
+
+
+def write_wrapped_bytes(file: Any) -> None:
+    buffer = io.BufferedWriter(file)
+    buffer.write(BYTES)
+    buffer.detach()
+
+
 def write_process(file: Any) -> None:
     file.write(b"before ")
     file.flush()

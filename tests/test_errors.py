@@ -378,7 +378,8 @@ def test_another_writers_update_is_never_dropped(tmp_path: Path, mode: str, chan
     with pytest.raises(atomicio.TargetChangedError) as caught, atomicio.atomic_write(target, mode) as file:
         file.write(b"new" if "b" in mode else "new")
         change(target)
-        wanted = left_behind(str(tmp_path))
+        # Where there are no unnamed files, the staging file is there too.
+        wanted = {name: what for name, what in left_behind(str(tmp_path)).items() if not name.startswith(".atomicio-")}
     check(caught.value, caught.value.errno or 0, target)
     assert caught.value.errno
     assert "lock" in str(caught.value), "the way out is a lock"
@@ -744,5 +745,5 @@ def test_the_interpreter_prints_an_error_with_the_targets_name(tmp_path: Path) -
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("FileNotFoundError: [Errno 2] ")
+    assert last.startswith(("FileNotFoundError: [Errno 2] ", "FileNotFoundError: [WinError 2] "))
     assert "missing" in last

@@ -691,7 +691,7 @@ refused = 0
 for number in range(count):
     try:
         atomicio.write_bytes(path, (who * 50_000).encode(), durability='none')
-    except PermissionError:
+    except (PermissionError, atomicio.UnreplaceableTargetError):
         refused += 1
 print(refused)
 """

@@ -25,7 +25,7 @@ NOT_THERE = [f"--ignore=tests/test_{name}.py" for name in ("package", "pyfakefs"
 
 def build(package: str) -> Path:
     """Unpack the npm *package* and the pure Python wheels into the cache, whole or not at all; return the folder."""
-    folder = CACHE / " ".join([package, *PURE_WHEELS])
+    folder = CACHE / "_".join([package, *PURE_WHEELS])
     if not folder.exists():
         CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as temporary:

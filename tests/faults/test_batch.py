@@ -1,0 +1,118 @@
+"""The same faults for batches and durable verbs: all targets of a batch are old or all are new, or the error lists which."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import harness
+import pytest
+from harness import Cell, Fault, Outcome, Rehearsal, every_fault
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="strace is for Linux"),
+    pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed"),
+]
+
+judge_one = harness.judge
+
+
+def cell(name: str, what: str, *, arrangement: str = "", exists: bool = True, body: str = "plain", staging: str = "unnamed",
+         **keywords: Any) -> Cell:  # fmt: skip
+    return Cell(
+        name,
+        "write_bytes",
+        keywords={"what": what, **keywords},
+        arrangement=arrangement,
+        exists=exists,
+        body=body,
+        staging=staging,
+        library="operations_batch",
+        raises="BodyError" if body == "raise" else None,
+    )
+
+
+BATCHES = [
+    cell("batch", "batch", arrangement="symlink"),
+    cell("batch-named", "batch", arrangement="symlink", staging="named"),
+    cell("batch-fsync", "batch", arrangement="symlink", barrier="fsync"),
+    cell("batch-consistent", "batch", arrangement="symlink", durability="consistent"),
+    cell("batch-none", "batch", arrangement="symlink", durability="none"),
+    cell("batch-x", "batch", arrangement="symlink", mode="xb"),
+    cell("batch-backup", "batch", arrangement="symlink", backup=".bak"),
+    cell("batch-abort", "batch", arrangement="symlink", body="raise", fail=True),
+]
+VERBS = [
+    cell("copy", "copy"),
+    cell("copy-new", "copy", exists=False),
+    cell("copy-named", "copy", staging="named"),
+    cell("copy-skip-unchanged", "copy", skip_unchanged=True),
+    *(cell(f"replace-{each}", "replace", durability=each) for each in ("none", "consistent", "durable")),
+    *(cell(f"remove-{each}", "remove", durability=each) for each in ("none", "durable")),
+    cell("makedirs", "makedirs", exists=False),
+    cell("makedirs-parents", "makedirs", exists=False, arrangement="missing parents"),
+]
+
+
+def judge(rehearsal: Rehearsal, fault: Fault | None, outcome: Outcome, **how: Any) -> list[str]:
+    """Judge a batch as one file is judged, once it is clear that its targets agree or that the error says which do not."""
+    answer = dict(outcome.answer)
+    if str(answer.get("filename")).endswith((".txt", "harness.py")):  # the latter is what is copied
+        answer["filename"] = "/target.txt"
+    outcome = replace(outcome, answer=answer)
+    if rehearsal.cell.keywords["what"] != "batch" or rehearsal.old == rehearsal.new:
+        return judge_one(rehearsal, fault, outcome, **how)
+    names = {
+        name for name in rehearsal.old.keys() | rehearsal.new.keys()
+        if name.endswith(".txt") and rehearsal.old.get(name) != rehearsal.new.get(name)
+    }  # fmt: skip
+    changed = {name for name in names if same(outcome.state.get(name), rehearsal.new[name])}
+    if not changed or changed == names:
+        return judge_one(rehearsal, fault, outcome, **how)
+    broken = []
+    if any(outcome.state.get(name) != rehearsal.old.get(name) for name in names - changed):
+        broken.append("a target is neither old nor new")
+    if outcome.ended != "killed":
+        if answer.get("class") != "PartialCommitError":
+            broken.append(f"only {sorted(changed)} were replaced, and {answer.get('class', outcome.ended)} does not say so")
+        else:
+            lists = re.findall(r"\[[^]]*\]", answer["message"].partition("] ")[2])
+            said = [{"file.txt" if name == "target.txt" else name for name in ast.literal_eval(each)} for each in lists]
+            is_so = [{name.rpartition("/")[2] for name in each} for each in (changed, names - changed)]
+            if said != is_so:
+                broken.append(f"the error says {said}, but {is_so} is so")
+    # For the rest (leftovers, descriptors, committed) it counts as changed.
+    state = outcome.state | {name: rehearsal.new[name] for name in names - changed}
+    return broken + judge_one(rehearsal, fault, replace(outcome, state=state), **how)
+
+
+def same(found: tuple[Any, ...] | None, expected: tuple[Any, ...]) -> bool:
+    return found is not None and found[0] == expected[0]
+
+
+@pytest.mark.parametrize("each", BATCHES + VERBS, ids=lambda each: each.label)
+def test_every_call_fails(each: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "judge", judge)
+    monkeypatch.setattr(harness, "HARMLESS", harness.HARMLESS | {"uname"})
+    found = every_fault(each, tmp_path)
+    assert not found, f"{len(found)} broken promises\n" + "\n".join(found)
+
+
+def test_the_judge_sees_a_batch_that_is_half_committed_and_silent(tmp_path: Path) -> None:
+    """A check that cannot fail is none."""
+    program = harness.Program(BATCHES[0], tmp_path)
+    try:
+        rehearsal = harness.rehearse(program)
+    finally:
+        program.close()
+    assert judge(rehearsal, None, rehearsal.outcome) == []
+    half = {**rehearsal.new, "third.txt": rehearsal.old.get("third.txt")}
+    outcome = replace(rehearsal.outcome, state={name: what for name, what in half.items() if what is not None})
+    assert any("only" in each for each in judge(rehearsal, None, outcome))
