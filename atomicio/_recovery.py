@@ -323,7 +323,7 @@ def recover(path: str) -> Iterator[tuple[str, Record | OSError]]:
     :raises OSError: if *path* can't be reached
     """
     from ._directory import Tree  # noqa: PLC0415
-    from ._writer import _platform  # noqa: PLC0415
+    from ._writer import _platform  # type: ignore[attr-defined]  # noqa: PLC0415
 
     path = _platform.absolute(path)
     if Tree._split(path)[1] not in ("", ".", ".."):  # what has no name has no record
