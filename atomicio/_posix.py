@@ -635,7 +635,7 @@ class Staging(Descriptors):
             return False
         return (found.st_dev, found.st_ino) == self.identity
 
-    def settle(self) -> None:
+    def put_right(self) -> None:
         """Close the staging file if it was published open, and check that: FUSE and quotas report lost writes here."""
         if self.published:
             self.published = False
