@@ -83,6 +83,7 @@ _MAX_LINKS = 63  # what Windows follows: "Reparse Points and File Operations"
 # Beside the target while it is replaced in two steps; they are not litter, and do not look like it.
 _ASIDE = ".atomicio-old"
 _GUARD = ".atomicio-guard"
+_LOOKS = 5  # how often a target that is missing is looked for again: writers may take their two steps one after the other
 
 
 def absolute(path: str) -> str:
@@ -251,7 +252,9 @@ class Staging(_Descriptors, _posix.Staging):
             self.status = os.stat_result((stat.S_IFCHR | 0o666, *[0] * 9))
             return
         _patiently(self.replace_timeout, super().look)
-        if self.status is None:
+        for _ in range(_LOOKS):
+            if self.status is not None:
+                return
             # Another writer may be between its two steps, or have died there, or just have done the second.
             if os.path.lexists(self._at + self.name + _ASIDE):
                 self._put_back()
