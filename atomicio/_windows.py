@@ -322,15 +322,19 @@ class Staging(_Descriptors, _posix.Staging):
 
     def path_of_staging(self) -> str:
         """Return the path of a staging file that has a name."""
-        assert self.temporary is not None
-        return self._at + self.temporary
+        return self.elsewhere or self._at + (self.temporary or "")
 
-    def stage_elsewhere(self) -> None:
+    def stage_elsewhere(self, suffix: str | None = None) -> None:
         """Make the staging file in the directory for temporary files: for content that will be written in place."""
         import tempfile
 
-        path = os.path.join(tempfile.gettempdir(), temporary_name())
-        self.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_TEMPORARY, 0o600)
+        path = os.path.join(tempfile.gettempdir(), temporary_name(suffix or ""))
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        if suffix is None:
+            self.open(path, flags | os.O_TEMPORARY, 0o600)
+        else:
+            self.elsewhere = path
+            self.open(path, flags, 0o600)
 
     # -- content ----------------------------------------------------------------------------------------------------------------
 
