@@ -174,7 +174,7 @@ class AtomicWriter(Generic[F]):
 
     # Class attributes, so that __del__ works however early __init__ or open was interrupted.
     _state = _NEW
-    _verbs = _platform.Staging
+    _verbs: type[_platform.Staging] | None = None  # other verbs than those of the platform
     _staging: _platform.Staging | None = None
     _file: Any = None
     _raw: _StagingFile | None = None
@@ -342,7 +342,7 @@ class AtomicWriter(Generic[F]):
     def _begin(self, suffix: str | None = None) -> None:
         """Find the target, wait for the lock, decide what is to be done with what is there, and stage."""
         kind = self._kind
-        self._staging = staging = self._verbs(self._path)
+        self._staging = staging = (self._verbs or _platform.Staging)(self._path)
         staging.permissions = self._permissions
         if self._relative:
             staging.relative = os.fsdecode(self.target)
