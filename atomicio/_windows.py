@@ -83,7 +83,7 @@ _MAX_LINKS = 63  # what Windows follows: "Reparse Points and File Operations"
 # Beside the target while it is replaced in two steps; they are not litter, and do not look like it.
 _ASIDE = ".atomicio-old"
 _GUARD = ".atomicio-guard"
-_LOOKS = 5  # how often a target that is missing is looked for again: writers may take their two steps one after the other
+_LOOKS = 5  # writers may take their two steps one after the other, and the target be missing each time that one looks
 
 
 def absolute(path: str) -> str:
@@ -322,15 +322,7 @@ class Staging(_Descriptors, _posix.Staging):
 
     def path_of_staging(self) -> str:
         """Return the path of a staging file that has a name."""
-        assert self.temporary is not None
-        return self._at + self.temporary
-
-    def stage_elsewhere(self) -> None:
-        """Make the staging file in the directory for temporary files: for content that will be written in place."""
-        import tempfile
-
-        path = os.path.join(tempfile.gettempdir(), temporary_name())
-        self.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_TEMPORARY, 0o600)
+        return self.elsewhere or self._at + (self.temporary or "")
 
     # -- content ----------------------------------------------------------------------------------------------------------------
 
@@ -519,9 +511,10 @@ class Staging(_Descriptors, _posix.Staging):
             if name is not None:
                 self._remove(name)
         self.temporary = self.spare = None
+        super().discard()
 
     def __del__(self) -> None:
-        if len(self._fds) > 1 or self.temporary is not None or self.spare is not None:
+        if len(self._fds) > 1 or self.temporary or self.spare or self.elsewhere:
             self.discard()
 
     def _remove(self, name: str) -> None:
