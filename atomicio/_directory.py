@@ -301,7 +301,7 @@ class _DirectoryWriter(AtomicWriter["Any"]):
 
     def _begin(self, suffix: str | None = None) -> None:
         del suffix
-        self._staging = staging = Tree(self._path)
+        self._staging = staging = Tree(self._path)  # pyright: ignore[reportIncompatibleVariableOverride]
         staging.permissions = self._permissions
         staging.backup = self._backup
         if self._path and Tree._split(self._path)[1] in ("", ".", ".."):

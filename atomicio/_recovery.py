@@ -213,6 +213,7 @@ class Record(Descriptors):
         """Read what the record says. One that is cut short was left before anything was renamed, or says nothing."""
         import json  # noqa: PLC0415
 
+        target, stem, backup = "", "", None
         try:
             content = json.loads(os.read(fd, _LIMIT))
             target, stem, backup = content["target"], content["stem"], content["backup"]

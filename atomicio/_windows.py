@@ -324,6 +324,18 @@ class Staging(_Descriptors, _posix.Staging):
         """Return the path of a staging file that has a name."""
         return self.elsewhere or self._at + (self.temporary or "")
 
+    def stage_elsewhere(self, suffix: str | None = None) -> None:
+        """Make the staging file in the directory for temporary files: for content that will be written in place."""
+        import tempfile
+
+        path = os.path.join(tempfile.gettempdir(), temporary_name(suffix or ""))
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        if suffix is None:
+            self.open(path, flags | os.O_TEMPORARY, 0o600)
+        else:
+            self.elsewhere = path
+            self.open(path, flags, 0o600)
+
     # -- content ----------------------------------------------------------------------------------------------------------------
 
     def only_append(self) -> None:
