@@ -83,7 +83,7 @@ _MAX_LINKS = 63  # what Windows follows: "Reparse Points and File Operations"
 # Beside the target while it is replaced in two steps; they are not litter, and do not look like it.
 _ASIDE = ".atomicio-old"
 _GUARD = ".atomicio-guard"
-_LOOKS = 5  # how often a target that is missing is looked for again: writers may take their two steps one after the other
+_LOOKS = 5  # writers may take their two steps one after the other, and the target be missing each time that one looks
 
 
 def absolute(path: str) -> str:
@@ -523,9 +523,10 @@ class Staging(_Descriptors, _posix.Staging):
             if name is not None:
                 self._remove(name)
         self.temporary = self.spare = None
+        super().discard()
 
     def __del__(self) -> None:
-        if len(self._fds) > 1 or self.temporary is not None or self.spare is not None:
+        if len(self._fds) > 1 or self.temporary or self.spare or self.elsewhere:
             self.discard()
 
     def _remove(self, name: str) -> None:

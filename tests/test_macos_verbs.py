@@ -74,7 +74,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(os, "rename", rename)
     for name in ("O_TMPFILE", "copy_file_range", "listxattr"):
         monkeypatch.delattr(os, name, raising=False)
-    monkeypatch.setattr(atomicio._writer, "_platform", as_on_macos("_posix", monkeypatch))
+    posix = as_on_macos("_posix", monkeypatch)
+    monkeypatch.setattr(atomicio._writer, "_platform", posix)
+    monkeypatch.setattr(atomicio.AtomicWriter, "_verbs", posix.Staging)
     return kernel
 
 
