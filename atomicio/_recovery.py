@@ -109,7 +109,7 @@ def _lock(fd: int, *, wait: bool) -> bool | None:
     except ImportError:
         return _lock_windows(fd, wait=wait)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined,unused-ignore]
+        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -213,8 +213,7 @@ class Record(Descriptors):
         """Read what the record says. One that is cut short was left before anything was renamed, or says nothing."""
         import json  # noqa: PLC0415
 
-        target = stem = ""
-        backup = None
+        target, stem, backup = "", "", None
         try:
             content = json.loads(os.read(fd, _LIMIT))
             target, stem, backup = content["target"], content["stem"], content["backup"]
@@ -347,7 +346,7 @@ def recover(path: str) -> Iterator[tuple[str, Record | OSError]]:
     try:
         directory = None
         if os.open in os.supports_dir_fd:
-            directory = held.open(path, os.O_RDONLY | os.O_DIRECTORY)  # type: ignore[attr-defined,unused-ignore]
+            directory = held.open(path, os.O_RDONLY | os.O_DIRECTORY)
         for name in sorted(os.listdir(path if directory is None else directory)):
             if _RECORD.fullmatch(name):
                 try:

@@ -518,8 +518,8 @@ def test_exactly_what_is_ours_and_dead_goes(tmp_path: Path, entries: dict[bytes,
             or (OURS.fullmatch(name) and kind == "file" and len(name) > 30)
         }
         told = list(clean(os.fsdecode(place), older_than=0, recursive=recursive, dry_run=dry_run))
-        top = [each for each in told if each.removed and Path(each.path).parent == Path(os.fsdecode(place))]
-        here = {os.fsencode(os.path.basename(each.path)) for each in top}
+        gone = [each for each in told if each.removed and Path(each.path).parent == Path(os.fsdecode(place))]
+        here = {os.fsencode(os.path.basename(each.path)) for each in gone}
         assert here == dead
         assert set(os.listdir(place)) == (set(made) if dry_run else set(made) - dead)
         for name, kind in made.items():
