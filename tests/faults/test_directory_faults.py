@@ -1,8 +1,8 @@
 """Every system call of a directory's replacement fails, or is the last one before a SIGKILL.
 
-After an error: the old tree or the new one is there, whole, and ``committed`` says truly which; nothing is left, but what the failed call should have removed
-or what a failed sync makes worth keeping. After a SIGKILL: the same, once the recovery rule was followed; the old tree is never lost before the
-new one has the name.
+After an error: the old tree or the new one is there, whole, and ``committed`` says truly which; nothing is left, but what the failed call
+should have removed or what a failed sync makes worth keeping. After a SIGKILL: the same, once the recovery rule was followed; the old
+tree is never lost before the new one has the name.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import harness
 import pytest
 
 import atomicio
+import harness
 
 if sys.platform != "linux":
     pytest.skip("strace is for Linux", allow_module_level=True)
@@ -32,12 +32,12 @@ pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="strace is no
 
 OLD, NEW = {"a": "old", "sub/b": "old"}, {"c": "new", "more/d": "new"}
 ERRORS = {
-    **dict.fromkeys(["openat", "open"], ["EIO", "EACCES", "ENOSPC"]),
-    **dict.fromkeys(["mkdir", "mkdirat"], ["EIO", "ENOSPC", "EACCES"]),
-    **dict.fromkeys(["rename", "renameat", "renameat2"], ["EIO", "ENOSPC", "EACCES", "EBUSY"]),
-    **dict.fromkeys(["unlink", "unlinkat", "rmdir"], ["EIO", "EACCES"]),
-    **dict.fromkeys(["fsync", "syncfs"], ["EIO", "ENOSPC"]),
-    **dict.fromkeys(["write", "flock", "getdents64", "newfstatat", "fchmod", "fchown", "flistxattr", "listxattr", "close"], ["EIO"]),
+    **dict.fromkeys(["openat", "open"], ("EIO", "EACCES", "ENOSPC")),
+    **dict.fromkeys(["mkdir", "mkdirat"], ("EIO", "ENOSPC", "EACCES")),
+    **dict.fromkeys(["rename", "renameat", "renameat2"], ("EIO", "ENOSPC", "EACCES", "EBUSY")),
+    **dict.fromkeys(["unlink", "unlinkat", "rmdir"], ("EIO", "EACCES")),
+    **dict.fromkeys(["fsync", "syncfs"], ("EIO", "ENOSPC")),
+    **dict.fromkeys(["write", "flock", "getdents64", "newfstatat", "fchmod", "fchown", "flistxattr", "listxattr", "close"], ("EIO",)),
 }
 REMOVES = {"unlink", "unlinkat", "rmdir"}
 PROGRAM = """
@@ -112,7 +112,7 @@ def judge(place: Path, said: str, kind: str, name: str, gap: bool, backup: str |
     trees = [tree(path) for path in place.iterdir() if path.is_dir()]
     there = (place / "site").exists()
     if not there and not (killed and gap):
-        return [f"the target is gone: {said}"] if OLD not in trees or killed else [f"not put back: {said}"] * (name not in ("rename", "renameat"))
+        return [f"the target is gone: {said}"]
     if OLD not in trees and (not there or tree(place / "site") != NEW):
         return [f"both are lost: {trees}"]
     if killed:
