@@ -247,7 +247,6 @@ class Staging(Descriptors):
     elsewhere: str | None = None
     #: The name that a backup has until it gets its own.
     spare: str | None = None
-    _copy: tuple[int, int] | None = None  # what has that name where it is not a link to the target
     #: Whether others write to the staging file by its name, and may put another file there.
     lent = False
     #: Whether the staging file got the target's name while it is still open.
@@ -517,8 +516,6 @@ class Staging(Descriptors):
                 raise
             source = self.open_target()
             copy = self.open(spare, _NAMED_FLAGS, 0o600, self._directory)
-            status = os.fstat(copy)
-            self._copy = status.st_dev, status.st_ino
             copy_content(source, copy)
             keep(copy, os.fstat(copy), os.fstat(source), self._target_path(), None)
             if sync:
@@ -635,7 +632,7 @@ class Staging(Descriptors):
             return False
         return (found.st_dev, found.st_ino) == self.identity
 
-    def settle(self) -> None:
+    def put_right(self) -> None:
         """Close the staging file if it was published open, and check that: FUSE and quotas report lost writes here."""
         if self.published:
             self.published = False

@@ -78,6 +78,8 @@ class _StagingFile(io.FileIO):
     owner = 0
 
     def write(self, data: Buffer, /) -> int:
+        if self.closed:
+            return super().write(data)  # raises ValueError; nothing is lost
         size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
         if self.discarded:
             return size
@@ -110,6 +112,8 @@ class _StagingFile(io.FileIO):
         try:
             return super().truncate(size)
         except OSError as error:
+            if error.errno == errno.EINVAL:  # a size that makes no sense: nothing was tried, so nothing is lost
+                raise
             raise self._failure(error) from None
 
     def _failure(self, error: OSError) -> OSError:
@@ -480,7 +484,7 @@ class AtomicWriter(Generic[F]):
         self._state = _COMMITTED
         advice = "the file was replaced, but closing it failed: what was written may be lost"
         try:
-            staging.settle()
+            staging.put_right()
             if self._durability == "durable":
                 advice = "the file was replaced, but its directory could not be synced: it may not survive a power cut"
                 staging.sync_directory()
