@@ -231,7 +231,7 @@ def _named_by_its_owner(parent: os.stat_result, tree: os.stat_result) -> bool:
     have us remove its content.
     """
     others = parent.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not parent.st_mode & stat.S_ISVTX
-    return not others and parent.st_uid in (0, os.geteuid(), tree.st_uid)
+    return not others and parent.st_uid in (0, os.geteuid(), tree.st_uid)  # type: ignore[attr-defined,unused-ignore]
 
 
 def _lock(fd: int, *, lent: bool) -> str:
@@ -242,7 +242,7 @@ def _lock(fd: int, *, lent: bool) -> str:
         return "whether its writer is alive can't be told on this system"
     alive = "its writer is alive"
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[attr-defined,unused-ignore]
     except BlockingIOError:
         return alive
     except OSError as error:

@@ -109,7 +109,7 @@ class Tree(_platform.Staging):
 
     def _claim_directory(self, fd: int) -> None:
         try:
-            from fcntl import LOCK_EX, LOCK_NB, flock  # noqa: PLC0415
+            from fcntl import LOCK_EX, LOCK_NB, flock  # type: ignore[attr-defined,unused-ignore]  # noqa: PLC0415
 
             flock(fd, LOCK_EX | LOCK_NB)
         except (ImportError, OSError):
@@ -135,8 +135,8 @@ class Tree(_platform.Staging):
     def _drop_default_acl(self, path: str) -> None:
         """Remove the default ACL that came from the parent if the old directory had none."""
         try:
-            if _DEFAULT_ACL in os.listxattr(self.fd) and _DEFAULT_ACL not in os.listxattr(path, follow_symlinks=False):
-                os.removexattr(self.fd, _DEFAULT_ACL)
+            if _DEFAULT_ACL in os.listxattr(self.fd) and _DEFAULT_ACL not in os.listxattr(path, follow_symlinks=False):  # type: ignore[attr-defined,unused-ignore]
+                os.removexattr(self.fd, _DEFAULT_ACL)  # type: ignore[attr-defined,unused-ignore]
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA):
                 raise
@@ -148,7 +148,7 @@ class Tree(_platform.Staging):
         self._sync = sync
         fd = self.fd if os.open in os.supports_dir_fd else None
         if self.permissions is not None and fd is not None:
-            os.fchmod(fd, self.permissions)
+            os.fchmod(fd, self.permissions)  # type: ignore[attr-defined,unused-ignore]
         if sync:
             sync_tree(self.path_of_staging(), fd, self._since)
 
@@ -294,7 +294,7 @@ class Tree(_platform.Staging):
 class _DirectoryWriter(AtomicWriter["Any"]):
     """A writer that lends out the path of a staging directory."""
 
-    _staging: Tree | None
+    _staging: Tree | None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __repr__(self) -> str:
         return f"<atomic_directory {self.target!r} {self._state}>"

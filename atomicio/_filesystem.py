@@ -72,4 +72,4 @@ def syncs_whole(fd: int) -> bool:
     mount = mount_of(fd)
     if mount is None or mount.type not in _HONEST_SYNCFS:
         return False
-    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (5, 8)
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (5, 8)  # type: ignore[attr-defined,unused-ignore]

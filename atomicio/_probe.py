@@ -181,8 +181,8 @@ class _Trial:
         if not hasattr(os, "O_TMPFILE"):
             return False
         try:
-            fd = self.held.open(self.directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            anchor = self.held.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = self.held.open(self.directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # type: ignore[attr-defined,unused-ignore]
+            anchor = self.held.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # type: ignore[attr-defined,unused-ignore]
             os.link(f"/proc/self/fd/{fd}", "unnamed", dst_dir_fd=anchor)
         except OSError:
             return False

@@ -185,11 +185,11 @@ def _take_out(entry: os.DirEntry[str], fd: int, top: int, pending: list[str]) ->
 
 
 def _make_writable(entry: os.DirEntry[str], fd: int) -> None:
-    os.fchmod(fd, 0o700)
+    os.fchmod(fd, 0o700)  # type: ignore[attr-defined,unused-ignore]
     if entry.is_dir(follow_symlinks=False):
         held = Descriptors()
         try:
-            os.fchmod(held.open(entry.name, DIRECTORY, 0, fd), 0o700)
+            os.fchmod(held.open(entry.name, DIRECTORY, 0, fd), 0o700)  # type: ignore[attr-defined,unused-ignore]
         finally:
             held.close()
 
