@@ -198,7 +198,7 @@ class _Staging(_platform.Staging):
         return self._shared.descriptor(self.place)
 
     @_directory.setter
-    def _directory(self, fd: int | None) -> None:
+    def _directory(self, fd: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._own = fd
 
     def share(self, directories: _Directories) -> None:

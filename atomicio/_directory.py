@@ -14,7 +14,7 @@ from ._errors import NotDurableError, TargetChangedError, UnreplaceableTargetErr
 from ._recovery import BACKUP, DIRECTORY, Record, exists, move, put_right, replace_backup
 from ._trees import DIRECTORY as DIRECTORY_FLAGS
 from ._trees import remove_tree, sync_tree
-from ._writer import _COMMITTED, _STAGED, _UNREPLACEABLE, AtomicWriter, _platform
+from ._writer import _COMMITTED, _STAGED, _UNREPLACEABLE, AtomicWriter, _platform  # type: ignore[attr-defined]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Tree(_platform.Staging):
         """Split *path* as for a file: slashes at its end say no more than that it is a directory."""
         return _platform.Staging._split(path.rstrip("/" if os.sep == "/" else "/\\") or path[:1])
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, read: bool = False) -> None:  # noqa: ARG002  (a directory is always read)
         """Refuse to replace the content of a directory in which one may not create and remove."""
         effective = os.access in os.supports_effective_ids
         if not os.access(
@@ -301,7 +301,7 @@ class _DirectoryWriter(AtomicWriter["Any"]):
 
     def _begin(self, suffix: str | None = None) -> None:
         del suffix
-        self._staging = staging = Tree(self._path)
+        self._staging = staging = Tree(self._path)  # pyright: ignore[reportIncompatibleVariableOverride]
         staging.permissions = self._permissions
         staging.backup = self._backup
         if self._path and Tree._split(self._path)[1] in ("", ".", ".."):

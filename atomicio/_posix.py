@@ -569,7 +569,7 @@ class Staging(Descriptors):
     def _rename_new(self, source: str, target: str) -> None:
         """Do what link(2) would have done, where there are no hard links."""
         try:
-            from ._syscalls import rename_new
+            from ._syscalls import rename_new  # noqa: PLC0415
 
             rename_new(source, target, self._directory)
         except (ImportError, OSError) as error:

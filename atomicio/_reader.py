@@ -85,4 +85,4 @@ def open_shared(
         raise ValueError(f"invalid mode: {mode!r}; use 'r' or 'rb': open_shared() only reads")
     if "b" not in mode and encoding is None:
         encoding = "utf-8"
-    return io.open(os.fspath(path), mode, buffering, encoding, errors, newline, opener=_opener)
+    return open(os.fspath(path), mode, buffering, encoding, errors, newline, opener=_opener)

@@ -213,6 +213,7 @@ class Record(Descriptors):
         """Read what the record says. One that is cut short was left before anything was renamed, or says nothing."""
         import json  # noqa: PLC0415
 
+        target, stem, backup = "", "", None
         try:
             content = json.loads(os.read(fd, _LIMIT))
             target, stem, backup = content["target"], content["stem"], content["backup"]
@@ -323,7 +324,7 @@ def recover(path: str) -> Iterator[tuple[str, Record | OSError]]:
     :raises OSError: if *path* can't be reached
     """
     from ._directory import Tree  # noqa: PLC0415
-    from ._writer import _platform  # noqa: PLC0415
+    from ._writer import _platform  # type: ignore[attr-defined]  # noqa: PLC0415
 
     path = _platform.absolute(path)
     if Tree._split(path)[1] not in ("", ".", ".."):  # what has no name has no record

@@ -216,7 +216,7 @@ class Staging(_Descriptors, _posix.Staging):
 
     # -- find -------------------------------------------------------------------------------------------------------------------
 
-    def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False, flags: int = 0) -> None:  # noqa: ARG002
+    def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False, flags: int = 0) -> None:
         """Look at the target, resolving links in its last component. Those before it, Windows resolves at every call."""
         path = self.path
         for _ in range(_MAX_LINKS + 1):

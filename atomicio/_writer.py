@@ -133,7 +133,7 @@ def _check_options(permissions: object, lock: object, backup: object) -> None:
             raise ValueError(f"invalid permissions: {permissions!r}; use an octal number such as 0o644")
     if lock is not None and not isinstance(lock, (bool, int)):
         if isinstance(lock, float):
-            if lock != lock:
+            if lock != lock:  # noqa: PLR0124  (true of NaN alone)
                 raise ValueError("invalid lock: the timeout is not a number")
         elif not hasattr(type(lock), "__enter__") or not hasattr(type(lock), "__exit__"):
             raise TypeError(f"lock must be True, a timeout in seconds or a context manager, not {type(lock).__name__}")
@@ -402,7 +402,7 @@ class AtomicWriter(Generic[F]):
         if self._through:
             path = self._path if isinstance(self.target, str) else os.fsencode(self._path)
             encoding = self._encoding if self._binary else self._encoding or "utf-8"
-            file = open(path, self._mode, self._buffering, encoding, self._errors, self._newline)  # noqa: SIM115
+            file = open(path, self._mode, self._buffering, encoding, self._errors, self._newline)
             self._layers = (file,)
             return file  # type: ignore[no-any-return]
         if type(os) is not type(sys):

@@ -188,6 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     from ._upkeep import add_commands  # noqa: PLC0415
 
     add_commands(commands)
+    from ._star_imports_cli import add_command  # noqa: PLC0415
+
+    add_command(commands)
     return parser
 
 

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from oracle import read, write
 
 import atomicio
+from oracle import read, write
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -883,7 +883,7 @@ def test_a_failed_sync_of_the_content(place: Path, form: str, monkeypatch: pytes
             raise OSError(code, os.strerror(code))
         original(fd)
 
-    with pytest.raises(OSError) as caught, atomic_directory(place / "site") as staging:  # noqa: PT011
+    with pytest.raises(OSError) as caught, atomic_directory(place / "site") as staging:
         fill(staging, {"x/y": ""})
         fill(staging, {"z": ""})
         monkeypatch.setattr(os, "fsync", fail)
@@ -959,7 +959,7 @@ def test_where_two_cannot_change_places(place: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EBUSY])
 def test_an_exchange_that_fails(place: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(_syscalls, "exchange", no_exchange(code))
-    with pytest.raises(OSError) as caught, atomic_directory(place / "site", backup=".bak") as staging:  # noqa: PT011
+    with pytest.raises(OSError) as caught, atomic_directory(place / "site", backup=".bak") as staging:
         fill(staging, NEW)
     assert caught.value.errno == code
     assert caught.value.committed is False  # type: ignore[attr-defined]
@@ -1182,7 +1182,7 @@ def test_a_record_that_is_no_file(place: Path, kind: str, monkeypatch: pytest.Mo
         os.mkfifo(record)
     else:
         record.mkdir()
-    with pytest.raises(OSError) as caught, atomic_directory(place / "site") as staging:  # noqa: PT011
+    with pytest.raises(OSError) as caught, atomic_directory(place / "site") as staging:
         fill(staging, NEW)
     assert caught.value.committed is False  # type: ignore[attr-defined]
     assert tree(place / "site") == OLD_TREE

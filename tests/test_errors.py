@@ -9,6 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+import atomicio
 from oracle import (
     AS_ROOT,
     LINUX,
@@ -23,8 +25,6 @@ from oracle import (
     tmpfs_mounted,
     write,
 )
-
-import atomicio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -322,7 +322,7 @@ def test_exclusive_creation_of_what_exists_fails_on_entry(tmp_path: Path, mode: 
 
 @pytest.mark.parametrize("level", ["none", "consistent", "durable"])
 def test_exclusive_creation_that_is_overtaken_fails_at_the_commit(tmp_path: Path, level: str) -> None:
-    with pytest.raises(FileExistsError) as caught:  # noqa: SIM117
+    with pytest.raises(FileExistsError) as caught:
         with atomicio.atomic_write(tmp_path / "target", "x", durability=level) as file:
             file.write("new")
             write(tmp_path / "target", b"the other's")

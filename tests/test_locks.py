@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import filelock
 import pytest
-from oracle import AS_ROOT, LINUX, as_ordinary_user, bind_mounted, public_directory, read, write
 
 import atomicio
+from oracle import AS_ROOT, LINUX, as_ordinary_user, bind_mounted, public_directory, read, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

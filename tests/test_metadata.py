@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+
+import atomicio
 from oracle import (
     ACL_ACCESS,
     ACL_DEFAULT,
@@ -32,8 +34,6 @@ from oracle import (
     write,
     xattrs,
 )
-
-import atomicio
 
 if TYPE_CHECKING:
     from pathlib import Path

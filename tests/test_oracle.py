@@ -20,6 +20,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import atomicio
 from oracle import (
     ACL_ACCESS,
     ACL_DEFAULT,
@@ -41,8 +43,6 @@ from oracle import (
     umask,
     write,
 )
-
-import atomicio
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="permission bits, owners and links as POSIX has them")
 

@@ -15,7 +15,6 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from star_helpers import environment, finish, learn, make, recorded, run, settle, start
 
 from atomicio.star_imports import (
     StaleStarImportWarning,
@@ -24,6 +23,7 @@ from atomicio.star_imports import (
     default_path,
     lazy_star_import,
 )
+from star_helpers import environment, finish, learn, make, recorded, run, settle, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,6 +8,8 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
+
+import atomicio
 from oracle import (
     AS_ROOT,
     LINUX,
@@ -22,8 +24,6 @@ from oracle import (
     umask,
     write,
 )
-
-import atomicio
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +97,7 @@ def test_a_dangling_link_creates_what_it_names(tmp_path: Path, mode: str) -> Non
 @pytest.mark.parametrize("follow", [True, False])
 def test_exclusive_creation_never_follows_a_link(tree: Path, target: str, follow: bool) -> None:
     os.symlink(f"real/{target}", tree / "link")
-    with pytest.raises(FileExistsError) as caught:  # noqa: SIM117
+    with pytest.raises(FileExistsError) as caught:
         with atomicio.atomic_write(tree / "link", "x", follow_symlinks=follow) as file:
             file.write("new")
     assert caught.value.errno == errno.EEXIST
@@ -159,7 +159,7 @@ def test_not_followed_on_an_ordinary_file_changes_nothing(tree: Path) -> None:
 def test_not_followed_there_is_nothing_behind_a_link_to_extend(tree: Path, mode: str) -> None:
     """A link has no bytes of its own: with O_NOFOLLOW, open says ELOOP. What it points to must stay as it is."""
     os.symlink("real/target", tree / "link")
-    with pytest.raises(OSError) as caught:  # noqa: SIM117
+    with pytest.raises(OSError) as caught:
         with atomicio.atomic_write(tree / "link", mode, follow_symlinks=False) as file:
             file.write("new")
     assert caught.value.errno == errno.ELOOP

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+import atomicio
 from oracle import (
     AS_ROOT,
     LINUX,
@@ -30,8 +32,6 @@ from oracle import (
     umask,
     write,
 )
-
-import atomicio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from oracle import tmpfs_mounted
 
 import atomicio
+from oracle import tmpfs_mounted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import harness
 import pytest
+
+import harness
 from harness import Cell, Fault, Outcome, Rehearsal, every_fault
 
 if TYPE_CHECKING:

@@ -48,7 +48,7 @@ class RecordingDisk(raw_fuse.Server):
     def __init__(self, image: str, log: str) -> None:
         super().__init__()
         self._image = os.open(image, os.O_RDWR | os.O_CLOEXEC)
-        self._log = open(log, "wb")  # noqa: SIM115
+        self._log = open(log, "wb")
         regular = stat.S_IFREG | 0o600
         self.nodes[DISK] = raw_fuse.Node(DISK, regular, size=os.fstat(self._image).st_size)
         self.nodes[MARKS] = raw_fuse.Node(MARKS, regular, size=0)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from star_helpers import learn, make, settle
 
 from atomicio.star_imports import StaleStarImportWarning, StarImportCache, StarImportCacheWarning
+from star_helpers import learn, make, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from conftest import litter
 from star_helpers import PRELUDE, environment, finish, make, recorded, settle, start
 

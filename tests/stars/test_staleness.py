@@ -12,6 +12,7 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
+
 from star_helpers import environment, finish, make, recorded, settle, start
 
 if TYPE_CHECKING:

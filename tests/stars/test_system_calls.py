@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
 from conftest import litter
 from star_helpers import PRELUDE, environment, learn, make, recorded, settle
 

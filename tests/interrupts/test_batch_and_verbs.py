@@ -1,0 +1,77 @@
+"""KeyboardInterrupt at every bytecode of a batch and of the durable verbs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from test_interrupts import NEW, OLD, THREAD_LOCK, BodyError, Case, check
+
+import atomicio
+from atomicio import _filesystem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def batch(target: str, durability: str = "none", mode: str = "wb") -> None:
+    directory = os.path.dirname(target)
+    with atomicio.batch(durability=durability) as batch:  # type: ignore[arg-type]
+        batch.write_bytes(os.path.join(directory, "made", "target"), NEW, make_parents=True)
+        with batch.atomic_write(target, mode) as file:
+            file.write(NEW)
+
+
+def durable_batch(target: str) -> None:
+    batch(target, "durable")
+
+
+def exclusive_batch(target: str) -> None:
+    batch(target, mode="xb")
+
+
+def batch_with_lock_and_backup(target: str) -> None:
+    with atomicio.batch(durability="none") as batch:
+        batch.write_bytes(target, NEW, lock=THREAD_LOCK, backup=".bak")
+
+
+def batch_whose_block_raises(target: str) -> None:
+    with atomicio.batch(durability="none") as batch:
+        batch.write_bytes(target, NEW)
+        raise BodyError
+
+
+def copy(target: str) -> None:
+    atomicio.copy(SOURCE, target, durability="none")
+
+
+def replace(target: str) -> None:
+    source = os.path.join(os.path.dirname(target), "made", "target")
+    os.makedirs(os.path.dirname(source))
+    with open(source, "wb") as file:
+        file.write(NEW)
+    atomicio.replace(source, target)
+
+
+SOURCE = ""
+CASES = [
+    *(Case(each, OLD) for each in (batch, durable_batch, batch_with_lock_and_backup, batch_whose_block_raises)),
+    *(Case(each, None) for each in (batch, exclusive_batch, batch_whose_block_raises, copy)),
+    *(Case(each, OLD, named=True) for each in (batch, copy)),
+    Case(replace, OLD),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_interrupt_at_every_bytecode(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
+) -> None:
+    global SOURCE
+    source = tmp_path / "source"
+    source.write_bytes(NEW)
+    SOURCE = str(source)
+    # Asking for the type of the file system reads files through the standard library, which is not what is swept here.
+    monkeypatch.setattr(_filesystem, "syncs_whole", lambda fd: True)
+    record_property("bytecodes", check(case, tmp_path, monkeypatch))
