@@ -15,6 +15,7 @@ import stat
 import sys
 import time
 import zlib
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from keyword import iskeyword
 
@@ -266,7 +267,9 @@ def _observe(module: str, values: Mapping[str, Any], before: set[str], start: in
     spec = sys.modules[module].__spec__
     if not (spec and (spec.origin or spec.submodule_search_locations)):
         raise ValueError(module)
-    return tuple(values), {top: _place(top) for top in tops}, {path: state[:2] for path, state in states.items()}
+    # Cython's shared _cyutility is loaded as top level from inside a package: no finder would find it there.
+    places = {top: _place(top) for top in tops if top == module.partition(".")[0] or PathFinder.find_spec(top)}
+    return tuple(values), places, {path: state[:2] for path, state in states.items()}
 
 
 def _encode(entries: dict[str, Entry]) -> str:

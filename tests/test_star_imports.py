@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+if sys.platform == "emscripten":
+    pytest.skip("fresh processes are what is tested: Emscripten has none", allow_module_level=True)
+
 POSIX = pytest.mark.skipif(os.name != "posix", reason="owners, modes, FIFOs and forks are POSIX's")
 
 RING = """

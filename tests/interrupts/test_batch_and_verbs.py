@@ -6,10 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from test_interrupts import NEW, OLD, THREAD_LOCK, BodyError, Case, check
 
 import atomicio
 from atomicio import _filesystem
+from test_interrupts import NEW, OLD, THREAD_LOCK, BodyError, Case, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable

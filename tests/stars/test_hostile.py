@@ -48,7 +48,6 @@ def use(cache: Path, kind: str) -> None:
     COUNT[kind] = COUNT.get(kind, 0) + 1
     for name in [name for name in sys.modules if name.startswith("h_")]:
         del sys.modules[name]
-    before = set(sys.modules)
     space: dict[str, Any] = {}
     start = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
