@@ -138,7 +138,8 @@ class Tree(_platform.Staging):
             if _DEFAULT_ACL in os.listxattr(self.fd) and _DEFAULT_ACL not in os.listxattr(path, follow_symlinks=False):  # type: ignore[attr-defined,unused-ignore]
                 os.removexattr(self.fd, _DEFAULT_ACL)  # type: ignore[attr-defined,unused-ignore]
         except OSError as error:
-            if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA):
+            # Some file systems say EPERM for "no such attributes here".
+            if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODATA, errno.ENOSYS, errno.EPERM):
                 raise
 
     # -- publish ----------------------------------------------------------------------------------------------------------------

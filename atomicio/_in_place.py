@@ -35,16 +35,21 @@ def overwrite(staging: Staging, permissions: int | None, *, sync: bool) -> None:
     backup = -1
     touched = False
     try:
+        beside = True
         try:
             backup = staging.open(backup_path, _BACKUP_FLAGS, 0o600)
         except OSError:
             import tempfile  # noqa: PLC0415
 
+            beside = False
             backup_path = os.path.join(tempfile.gettempdir(), name)
             backup = staging.open(backup_path, _BACKUP_FLAGS, 0o600)
         copy_content(target, backup)
         if sync:
             sync_file(backup)
+            if beside:
+                # After a power cut the backup may be all there is, and fsync(2) of a file says nothing of its name.
+                staging.sync_directory()
         touched = True
         _write(source, target, old_size=size)
         if permissions is not None:

@@ -243,7 +243,6 @@ PLACES = [
         "exFAT (exfat-fuse)",
         fuse("mount.exfat-fuse", ["mkfs.exfat"], 32, lambda program, device, where: [program, "-d", device, where]),
         {
-            "exclusive": "refused: OSError EINVAL, untouched",
             "killed": _TEMPORARY,
             "readers": _MISSING,
             "mode_kept": _NO_MODE,
@@ -253,7 +252,7 @@ PLACES = [
             "symlink": "no symbolic links",
         },
     ),
-    Place("sshfs", sshfs, {"killed": _TEMPORARY, "xattrs_kept": _NO_ATTRIBUTES}),
+    Place("sshfs", sshfs, {"killed": _TEMPORARY, "readers": _MISSING, "xattrs_kept": _NO_ATTRIBUTES}),
     Place("our FUSE, complete", refusing()),
     Place("our FUSE, no directory fsync (EINVAL)", refusing("directory-fsync=EINVAL")),
     Place("our FUSE, no directory fsync (ENOTSUP)", refusing("directory-fsync=ENOTSUP")),

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,8 @@ class Cell:
     seed: int = 0
     #: leave out the sync call of this number, counted from 0 over all steps
     without_sync: int | None = None
+    #: one violation is enough
+    stop_at_first: bool = False
 
 
 @dataclass
@@ -152,10 +154,13 @@ def run(cell: Cell) -> Outcome:
                     outcome.syncs.append(rest)
         states = crash_states(base, events, cell.states, cell.seed)
         scenario = operations.scenario(cell.operation, cell.level)
-        for state, broken in _judge_all(system, base, work, states, scenario, observed):
-            outcome.states += 1
-            if broken:
-                outcome.violations.append(f"{state.description}: {'; '.join(broken)}")
+        with contextlib.closing(_judge_all(system, base, work, states, scenario, observed)) as judged:
+            for state, broken in judged:
+                outcome.states += 1
+                if broken:
+                    outcome.violations.append(f"{state.description}: {'; '.join(broken)}")
+                    if cell.stop_at_first:
+                        break
         outcome.seconds = time.monotonic() - started
         return outcome
     finally:
@@ -281,7 +286,7 @@ def _judge_all(
     states: list[CrashState],
     scenario: Scenario,
     observed: dict[int, object],
-) -> Iterator[tuple[CrashState, list[str]]]:
+) -> Generator[tuple[CrashState, list[str]], None, None]:
     """Mount each state as it would be after the power came back, and have the scenario judge what is there."""
     image, mounted = os.path.join(work, "crashed"), os.path.join(work, "recovered")
     os.mkdir(mounted)

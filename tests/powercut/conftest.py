@@ -142,7 +142,7 @@ def tables(results: Results) -> str:
     total, broken = sum(results.states.values()), sum(results.violations.values())
     kernel = platform.release().split("-")[0]
     parts = [
-        f"On Linux {kernel}, {total} distinct crash states of the library's operations were judged; {broken} broke a promise.",
+        f"On Linux {kernel}, {total} distinct crash states of the library were judged; {broken} broke a promise.",
         table(
             "Operation, durability level and file system: crash states tried, promises broken",
             ["operation", "level", *systems],

@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 BLOCK = 4096
 #: what a cut may leave beside the files, by its name: the library's own temporaries and its lock files
-LITTER = re.compile(r"\.atomicio-[0-9a-f]{16}\.tmp(\.[^/]*)?|.*\.lock")
+LITTER = re.compile(r"\.atomicio-[0-9a-f]{16}\.(tmp(\.[^/]*)?|dir|recover)|.*\.lock")
 
 #: a regular file is (mode, content), a directory {name: value}, a symbolic link its text, an absent name None
 Value = None | str | tuple[int, bytes] | dict[str, "Value"]

@@ -438,10 +438,17 @@ def newest(count: int) -> int:
     return count - 1
 
 
-def violations(scenario: Scenario, recording: Recording, cuts: int, randomness: random.Random) -> tuple[int, list[str]]:
-    """Cut the power at every point, in the two extreme ways and *cuts* random ones; return how many and what broke."""
+def violations(
+    scenario: Scenario, recording: Recording, cuts: int, randomness: random.Random, *, first: bool = False
+) -> tuple[int, list[str]]:
+    """Cut the power at every point, in the two extreme ways and *cuts* random ones; return how many and what broke.
+
+    With *first* stop at the first that breaks.
+    """
     judged, broken = 0, []
     for point in recording.points:
+        if first and broken:
+            break
         at_rest = scenario.level == "durable" and point.returned == point.begun
         for choose in (oldest, newest, *[randomness.randrange] * cuts):
             for torn_renames in {False, at_rest}:
