@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from star_helpers import PRELUDE, environment, learn, run, settle
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ answer({"wall": wall, "cpu": cpu})
     assert extra <= 0.05
 
 
-ELEVEN = "sympy numpy numpy.ma matplotlib.pyplot matplotlib.pylab tkinter networkx pandas scipy.stats scipy.linalg mpmath"  # noqa: E501
+ELEVEN = "sympy numpy numpy.ma matplotlib.pyplot matplotlib.pylab tkinter networkx pandas scipy.stats scipy.linalg mpmath"
 
 
 def test_eleven_packages_from_one_file_in_twenty_milliseconds(tmp_path: Path) -> None:
