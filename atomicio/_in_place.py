@@ -76,8 +76,10 @@ def _lost(error: OSError, target: str, backup: str) -> OSError:
 
 def _remove(staging: Staging, backup: str) -> None:
     try:
-        staging.close_last()  # Windows removes nothing that is open
-        os.unlink(backup)
+        try:
+            staging.close_last()  # Windows removes nothing that is open
+        finally:
+            os.unlink(backup)
     except OSError:
         pass  # never made, or it can stay: it tells by its name what it is
 

@@ -36,9 +36,13 @@ def keep(fd: int, new: os.stat_result, old: os.stat_result, path: str, permissio
     settled = mode == stat.S_IMODE(new.st_mode)
     if new.st_uid != old.st_uid or new.st_gid != old.st_gid:
         settled = False
-        if not _keep_owner(fd, new, old) and permissions is None:
-            # The bits of the old group must not go to another: it gets what others had.
-            mode &= ~0o070 | (mode & 0o007) << 3
+        owner_kept, group_kept = _keep_owner(fd, new, old)
+        if permissions is None:
+            if not owner_kept:
+                mode &= ~stat.S_ISUID  # it would run as somebody else: as root, where root may not give files away
+            if not group_kept:
+                # The bits of the old group must not go to another: it gets what others had.
+                mode &= ~stat.S_ISGID & (~0o070 | (mode & 0o007) << 3)
     if hasattr(os, "listxattr") and _keep_attributes(fd, path):
         settled = False
     if settled:
@@ -54,8 +58,8 @@ def keep(fd: int, new: os.stat_result, old: os.stat_result, path: str, permissio
         os.ftruncate(fd, os.fstat(fd).st_size)
 
 
-def _keep_owner(fd: int, new: os.stat_result, old: os.stat_result) -> bool:
-    """Hand on owner and group, or the group alone, and tell whether the new file has the old group."""
+def _keep_owner(fd: int, new: os.stat_result, old: os.stat_result) -> tuple[bool, bool]:
+    """Hand on owner and group, or the group alone, and tell of each whether the new file has the old one."""
     for uid in (old.st_uid, -1):
         try:
             os.fchown(fd, uid, old.st_gid)
@@ -63,8 +67,8 @@ def _keep_owner(fd: int, new: os.stat_result, old: os.stat_result) -> bool:
             if error.errno not in _NO_CHANGE:
                 raise
         else:
-            return True
-    return new.st_gid == old.st_gid
+            return uid != -1 or new.st_uid == old.st_uid, True
+    return new.st_uid == old.st_uid, new.st_gid == old.st_gid
 
 
 def _keep_attributes(fd: int, path: str) -> bool:

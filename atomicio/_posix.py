@@ -249,6 +249,8 @@ class Staging(Descriptors):
     spare: str | None = None
     #: Whether others write to the staging file by its name, and may put another file there.
     lent = False
+    #: Whether the staging file got the target's name while it is still open.
+    published = False
     #: Device and inode number of the staging file, from when its metadata is settled.
     identity: tuple[int, int] | None = None
     #: The mode that is wanted; None for the old file's, or what the kernel gives to a new one.
@@ -534,6 +536,7 @@ class Staging(Descriptors):
                 if error.errno != errno.EEXIST and error.errno not in _NO_LINK:
                     raise
             else:
+                self.published = True
                 return
         self._prepare(sync=sync)
         source, target = self._at + self.temporary, self._at + self.name  # type: ignore[operator]
@@ -553,6 +556,7 @@ class Staging(Descriptors):
                 if error.errno not in _NO_LINK:
                     raise
             else:
+                self.published = True
                 return
         self._prepare(sync=sync)
         source, target = self._at + self.temporary, self._at + self.name  # type: ignore[operator]
@@ -628,6 +632,12 @@ class Staging(Descriptors):
             return False
         return (found.st_dev, found.st_ino) == self.identity
 
+    def put_right(self) -> None:
+        """Close the staging file if it was published open, and check that: FUSE and quotas report lost writes here."""
+        if self.published:
+            self.published = False
+            self.close_last()
+
     def sync_directory(self) -> None:
         """Make what was published survive a power cut, where the file system knows how to."""
         if self._directory is None:
@@ -652,17 +662,14 @@ class Staging(Descriptors):
         self.close()
 
     def _remove(self, name: str) -> None:
-        """Remove the temporary *name*, if it is a name of ours: once renamed, it may be anybody's."""
-        ours = [self.identity, self.status and (self.status.st_dev, self.status.st_ino)]
+        """Remove the temporary *name*. Nobody else has its 64 random bits, not even once what had it was renamed."""
         try:
-            found = os.stat(self._at + name, dir_fd=self._directory, follow_symlinks=False)
-            ours += [(status.st_dev, status.st_ino) for status in map(os.fstat, self._fds[1:])]
-            if self.lent and stat.S_ISDIR(found.st_mode):
+            os.unlink(self._at + name, dir_fd=self._directory)
+        except (IsADirectoryError, PermissionError):  # EISDIR is Linux's answer for a directory, EPERM that of POSIX
+            if self.lent:
                 import shutil  # noqa: PLC0415
 
-                shutil.rmtree(self._at + name, dir_fd=self._directory)
-            elif self.lent or (found.st_dev, found.st_ino) in ours:
-                os.unlink(self._at + name, dir_fd=self._directory)
+                shutil.rmtree(self._at + name, ignore_errors=True, dir_fd=self._directory)
         except OSError:
             pass  # already gone; or a name is left that the library knows as its own
 

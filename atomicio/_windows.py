@@ -83,6 +83,7 @@ _MAX_LINKS = 63  # what Windows follows: "Reparse Points and File Operations"
 # Beside the target while it is replaced in two steps; they are not litter, and do not look like it.
 _ASIDE = ".atomicio-old"
 _GUARD = ".atomicio-guard"
+_LOOKS = 5  # how often a target that is missing is looked for again: writers may take their two steps one after the other
 
 
 def absolute(path: str) -> str:
@@ -251,7 +252,9 @@ class Staging(_Descriptors, _posix.Staging):
             self.status = os.stat_result((stat.S_IFCHR | 0o666, *[0] * 9))
             return
         _patiently(self.replace_timeout, super().look)
-        if self.status is None:
+        for _ in range(_LOOKS):
+            if self.status is not None:
+                return
             # Another writer may be between its two steps, or have died there, or just have done the second.
             if os.path.lexists(self._at + self.name + _ASIDE):
                 self._put_back()
@@ -319,15 +322,19 @@ class Staging(_Descriptors, _posix.Staging):
 
     def path_of_staging(self) -> str:
         """Return the path of a staging file that has a name."""
-        assert self.temporary is not None
-        return self._at + self.temporary
+        return self.elsewhere or self._at + (self.temporary or "")
 
-    def stage_elsewhere(self) -> None:
+    def stage_elsewhere(self, suffix: str | None = None) -> None:
         """Make the staging file in the directory for temporary files: for content that will be written in place."""
         import tempfile
 
-        path = os.path.join(tempfile.gettempdir(), temporary_name())
-        self.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_TEMPORARY, 0o600)
+        path = os.path.join(tempfile.gettempdir(), temporary_name(suffix or ""))
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        if suffix is None:
+            self.open(path, flags | os.O_TEMPORARY, 0o600)
+        else:
+            self.elsewhere = path
+            self.open(path, flags, 0o600)
 
     # -- content ----------------------------------------------------------------------------------------------------------------
 

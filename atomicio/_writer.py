@@ -78,6 +78,8 @@ class _StagingFile(io.FileIO):
     owner = 0
 
     def write(self, data: Buffer, /) -> int:
+        if self.closed:
+            return super().write(data)  # raises ValueError; nothing is lost
         size = len(data) if isinstance(data, bytes) else memoryview(data).nbytes
         if self.discarded:
             return size
@@ -110,6 +112,8 @@ class _StagingFile(io.FileIO):
         try:
             return super().truncate(size)
         except OSError as error:
+            if error.errno == errno.EINVAL:  # a size that makes no sense: nothing was tried, so nothing is lost
+                raise
             raise self._failure(error) from None
 
     def _failure(self, error: OSError) -> OSError:
@@ -478,12 +482,17 @@ class AtomicWriter(Generic[F]):
                 staging.back_up(staging.name + self._backup, sync=sync)
             self._replace(staging, sync)
         self._state = _COMMITTED
-        if self._durability == "durable":
-            try:
-                staging.sync_directory()
-            except OSError as error:
+        advice = "the file was replaced, but closing it failed: what was written may be lost"
+        try:
+            staging.put_right()
+            if self._durability == "durable":
                 advice = "the file was replaced, but its directory could not be synced: it may not survive a power cut"
-                raise failure(error, self.target, advice, committed=True, kind=NotDurableError) from None
+                staging.sync_directory()
+        except OSError as error:
+            if not self.committed:
+                advice = "the file has this content already, but its directory could not be synced"
+                raise failure(error, self.target, advice) from None
+            raise failure(error, self.target, advice, committed=True, kind=NotDurableError) from None
 
     def _check_target(self, staging: _platform.Staging) -> None:
         """Look at the target again: its successor will be like what it is now. Refuse if it is not what was copied."""
@@ -549,9 +558,17 @@ class AtomicWriter(Generic[F]):
             except (OSError, ValueError):
                 pass  # what it still wanted to write has no place any more
         staging.discard()
+        failed = None
         if self._held and os.getpid() == staging.owner:
-            self._end_turn()
+            try:
+                self._end_turn()
+            except OSError as error:
+                failed = error
         self._staging = None
+        # The first error is the one to tell, and an abort never raises.
+        if failed is not None and self._state is _COMMITTED and sys.exc_info()[1] is None:
+            advice = "the file was written, but its lock could not be released"
+            raise failure(failed, self.target, advice, committed=self.committed)
 
     # -- locks ---------------------------------------------------------------------------------------------------------
 

@@ -68,6 +68,13 @@ def size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
+def _read(source: BinaryIO) -> bytes:
+    try:
+        return source.read1(_CHUNK)  # type: ignore[attr-defined, no-any-return]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard input") from None  # it is not the target that failed
+
+
 def _write(arguments: argparse.Namespace) -> None:
     """Read standard input to its end, then put it in the target's place."""
     if sys.stdin is None:
@@ -87,7 +94,7 @@ def _write(arguments: argparse.Namespace) -> None:
             make_parents=arguments.parents,
             lock=arguments.lock,
         ) as file:
-            while chunk := source.read1(_CHUNK):  # type: ignore[attr-defined]
+            while chunk := _read(source):
                 file.write(chunk)
                 progress(len(chunk))
     finally:
@@ -207,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"{os.fsdecode(name)}: {error.strerror}" if name else error.strerror
         else:
             message = str(error)
-        print(f"atomicio: {message}", file=sys.stderr)
+        # One line: a name may hold a newline, or what a terminal would obey. Bytes that are no text stay as they are.
+        line = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in message)
+        print(f"atomicio: {line}", file=sys.stderr)
         return 1
     return 0

@@ -268,8 +268,8 @@ def _observe(module: str, values: Mapping[str, Any], before: set[str], start: in
     if not (spec and (spec.origin or spec.submodule_search_locations)):
         raise ValueError(module)
     # Cython's shared _cyutility is loaded as top level from inside a package: no finder would find it there.
-    found = {top: _place(top) for top in tops if top == module.partition(".")[0] or PathFinder.find_spec(top)}
-    return tuple(values), found, {path: state[:2] for path, state in states.items()}
+    homes = {top: _place(top) for top in tops if top == module.partition(".")[0] or PathFinder.find_spec(top)}
+    return tuple(values), homes, {path: state[:2] for path, state in states.items()}
 
 
 def _encode(entries: dict[str, Entry]) -> str:

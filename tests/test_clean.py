@@ -518,7 +518,8 @@ def test_exactly_what_is_ours_and_dead_goes(tmp_path: Path, entries: dict[bytes,
             or (OURS.fullmatch(name) and kind == "file" and len(name) > 30)
         }
         told = list(clean(os.fsdecode(place), older_than=0, recursive=recursive, dry_run=dry_run))
-        here = {os.fsencode(os.path.basename(each.path)) for each in told if each.removed and Path(each.path).parent == Path(os.fsdecode(place))}
+        gone = [each for each in told if each.removed and Path(each.path).parent == Path(os.fsdecode(place))]
+        here = {os.fsencode(os.path.basename(each.path)) for each in gone}
         assert here == dead
         assert set(os.listdir(place)) == (set(made) if dry_run else set(made) - dead)
         for name, kind in made.items():
@@ -547,7 +548,8 @@ def test_any_tree_is_removed_whole_and_nothing_else(tmp_path: Path, data: st.Dat
     top.mkdir()
     directories = [os.fsencode(top)]
     try:
-        for name, kind in data.draw(st.lists(st.tuples(NAMES, st.sampled_from(["file", "directory", "directory", "link", "hard", "fifo"])), max_size=25)):
+        kinds = st.sampled_from(["file", "directory", "directory", "link", "hard", "fifo"])
+        for name, kind in data.draw(st.lists(st.tuples(NAMES, kinds), max_size=25)):
             path = data.draw(st.sampled_from(directories)) + b"/" + name
             try:
                 if kind == "file":

@@ -184,7 +184,7 @@ def test_modules_keep_nothing_that_changes() -> None:
 def test_each_interpreter_has_its_own(tmp_path: Path) -> None:
     """Subinterpreters with a GIL of their own, side by side in threads (PEP 684, PEP 734)."""
     if sys.version_info >= (3, 14):
-        from concurrent import interpreters
+        interpreters = pytest.importorskip("concurrent.interpreters", reason="this build has no subinterpreters")
     elif sys.version_info >= (3, 13):
         interpreters = pytest.importorskip("_interpreters", reason="this build has no subinterpreters")
     else:

@@ -168,7 +168,7 @@ def test_a_mount_that_ignores_syncs(mounted: Callable[..., Path]) -> None:
 @needs_root
 def test_read_only(mounted: Callable[..., Path]) -> None:
     place = mounted("tmpfs", "-o", "ro")
-    with pytest.raises(OSError) as caught:  # noqa: PT011
+    with pytest.raises(OSError) as caught:
         probe(place)
     assert caught.value.errno == errno.EROFS
 

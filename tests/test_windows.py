@@ -529,7 +529,9 @@ class TestNames:
         assert caught.value.errno == errno.EINVAL
         assert names(tmp_path) == []
 
-    @pytest.mark.parametrize("name", ["target.", "target ", "target. .", ".\\target", "sub\\..\\target", "sub/../target"])
+    @pytest.mark.parametrize(
+        "name", ["target.", "target ", "target. .", ".\\target", "sub\\..\\target", "sub/../target"]
+    )
     def test_are_normalised_as_open_does(self, target: Path, name: str) -> None:
         atomicio.write_bytes(f"{target.parent}\\{name}", b"new")
         assert target.read_bytes() == b"new"
@@ -659,7 +661,9 @@ class TestVolumes:
 
 
 class TestLock:
-    HOLDER = "import atomicio\nwith atomicio.atomic_write(path, lock=True):\n    print('held', flush=True); sys.stdin.read()"
+    HOLDER = (
+        "import atomicio\nwith atomicio.atomic_write(path, lock=True):\n    print('held', flush=True); sys.stdin.read()"
+    )
 
     def test_is_waited_for_and_given_up(self, target: Path) -> None:
         process = run(self.HOLDER, target)

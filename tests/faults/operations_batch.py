@@ -37,8 +37,8 @@ def batch(target, data, *, durability="durable", barrier="syncfs", mode="wb", fa
             if fail:
                 raise BodyError
     except atomicio.PartialCommitError as error:
-        lists = [[os.path.basename(path) for path in paths] for paths in (error.committed_paths, error.uncommitted_paths)]
-        error.strerror = f"{lists[0]} {lists[1]}"
+        new, old = ([os.path.basename(path) for path in each] for each in (error.committed_paths, error.uncommitted_paths))
+        error.strerror = f"{new} {old}"
         raise
 
 

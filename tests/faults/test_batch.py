@@ -1,4 +1,4 @@
-"""The same faults for batches and durable verbs: all targets of a batch are old or all are new, or the error lists which."""
+"""The same faults for batches and durable verbs: a batch's targets are all old or all new, or the error lists which."""
 
 from __future__ import annotations
 
@@ -25,8 +25,16 @@ pytestmark = [
 judge_one = harness.judge
 
 
-def cell(name: str, what: str, *, arrangement: str = "", exists: bool = True, body: str = "plain", staging: str = "unnamed",
-         **keywords: Any) -> Cell:  # fmt: skip
+def cell(
+    name: str,
+    what: str,
+    *,
+    arrangement: str = "",
+    exists: bool = True,
+    body: str = "plain",
+    staging: str = "unnamed",
+    **keywords: Any,
+) -> Cell:
     return Cell(
         name,
         "write_bytes",
@@ -82,7 +90,8 @@ def judge(rehearsal: Rehearsal, fault: Fault | None, outcome: Outcome, **how: An
         broken.append("a target is neither old nor new")
     if outcome.ended != "killed":
         if answer.get("class") != "PartialCommitError":
-            broken.append(f"only {sorted(changed)} were replaced, and {answer.get('class', outcome.ended)} does not say so")
+            how_it_ended = answer.get("class", outcome.ended)
+            broken.append(f"only {sorted(changed)} were replaced, and {how_it_ended} does not say so")
         else:
             lists = re.findall(r"\[[^]]*\]", answer["message"].partition("] ")[2])
             said = [{"file.txt" if name == "target.txt" else name for name in ast.literal_eval(each)} for each in lists]
