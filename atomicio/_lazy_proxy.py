@@ -64,9 +64,7 @@ for _module, _names in {
     builtins: "abs aiter anext bool bytes complex delattr dir divmod float format hash int iter len next pow repr "
     "reversed round setattr str",
     operator: "call contains delitem getitem setitem index length_hint neg pos invert eq ne lt le gt ge",
-    math: "ceil floor trunc",
-    copy: "copy deepcopy",
-    os: "fspath",
+    **{math: "ceil floor trunc", copy: "copy deepcopy", os: "fspath"},  # noqa: PIE800
 }.items():
     for _name in _names.split():
         _forward(f"__{_name}__", getattr(_module, _name))

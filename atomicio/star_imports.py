@@ -176,7 +176,7 @@ class StarImportCache:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.EINVAL, "Not a regular file", self.path)
-                if sys.platform != "win32" and not self._trust_foreign:
+                if hasattr(os, "geteuid") and not self._trust_foreign:  # not on Windows and Emscripten
                     if status.st_uid not in (0, os.geteuid()):
                         raise PermissionError(errno.EPERM, "Owned by another user", self.path)
                     if status.st_mode & 0o022:

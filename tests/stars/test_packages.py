@@ -191,6 +191,7 @@ assert not set(sys.argv[2].split()) & set(sys.modules), sorted(set(sys.argv[2].s
 answer({"wall": wall, "cpu": cpu, "names": len(space)})
 """
     runs = [child(code, cache, " ".join(there)) for _ in range(15)]
+    assert all("error" not in one for one in runs), runs
     warm = {key: min(one[key] for one in runs) for key in runs[0]}
     size = os.path.getsize(cache)
     print(f"{len(there)} packages, {warm['names']:.0f} names, {size / 1024:.0f} KiB: "
