@@ -13,6 +13,7 @@ import inspect
 import io
 import math
 import operator
+import os  # noqa: F401 - in the expressions
 import pathlib
 import pickle
 import sys
