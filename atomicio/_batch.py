@@ -527,16 +527,21 @@ class _Group:
         partly.uncommitted_paths = [writer.target for writer in order[count:]]
         return partly
 
-    def finish(self) -> None:
-        """Discard what was not committed, give up the rest. Safe at any time, and again."""
-        self.running = False
+    def tell(self) -> set[int]:
+        """Say in the two lists what became of the files, and return what was committed. Again, should it be interrupted."""
         committed = {*map(id, self._order[: len(self._done)])}
         if self._complete:
             committed.update(map(id, self.settled))
         settled = [writer for writer in self.settled if writer.state in (_SETTLED, _COMMITTED)]
-        if settled:
+        if settled and not self.running and not self._over:
             self.committed_paths = [writer.target for writer in settled if id(writer) in committed]
             self.uncommitted_paths = [writer.target for writer in settled if id(writer) not in committed]
+        return committed
+
+    def finish(self) -> None:
+        """Discard what was not committed, give up the rest. Safe at any time, and again."""
+        self.running = False
+        committed = self.tell()
         # Locks are released in the order opposite to that in which they were taken.
         for writer in reversed(self._writers.values()):
             writer.end(committed=id(writer) in committed)
@@ -664,11 +669,13 @@ class Batch:
     @property
     def committed_paths(self) -> list[str | bytes]:
         """After the block: the targets that have their new content, in the order of their replacement."""
+        self._group.tell()  # an interrupt may have come between the renames and the end of the batch
         return self._group.committed_paths
 
     @property
     def uncommitted_paths(self) -> list[str | bytes]:
         """After the block: the targets that are as they were, although their new content was complete."""
+        self._group.tell()
         return self._group.uncommitted_paths
 
     def __enter__(self) -> Self:
