@@ -29,4 +29,5 @@ def lock_beside(directory: str, name: str, timeout: float) -> AbstractContextMan
         from hashlib import sha256  # noqa: PLC0415
 
         lock_name = f".atomicio-{sha256(os.fsencode(name)).hexdigest()}{_SUFFIX}"
-    return FileLock(os.path.join(directory, lock_name), timeout=timeout)
+    # The lock is the writer's, which may be opened in one thread of an executor and committed in another.
+    return FileLock(os.path.join(directory, lock_name), timeout=timeout, thread_local=False)

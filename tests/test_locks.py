@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 import filelock
@@ -511,3 +512,15 @@ def test_without_filelock_everything_but_the_lock_beside_works(tmp_path: Path) -
         "assert open(target).read() == 'new'\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "target")], check=True, env=ENVIRONMENT)
+
+
+@pytest.mark.parametrize("end", ["commit", "abort"])
+def test_a_writer_that_goes_from_thread_to_thread_takes_its_lock_with_it(end: str, no_litter: Path) -> None:
+    """As the threads of an executor: none of them has ended, so none gives up what it holds by ending."""
+    target = no_litter / "target"
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as another:
+        writer = atomicio.atomic_write(target, lock=True)
+        one.submit(writer.open).result().write("new")
+        assert held(target)
+        another.submit(getattr(writer, end)).result()
+        assert not held(target)
