@@ -325,6 +325,8 @@ class Staging(Descriptors):
             if status.st_dev == _device("/proc"):
                 self.through = True
                 return
+            if self._is_planted(status):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             directory, name = self._split(os.readlink(self._at + name, dir_fd=self._directory))
             self.directory = os.path.join(self.directory, directory) if directory else self.directory
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -339,6 +341,22 @@ class Staging(Descriptors):
             self._directory = self.open(directory, _DIRECTORY_FLAGS, 0, self._directory)
         except PermissionError:
             self._directory = self.open(directory, _ANCHOR_FLAGS, 0, self._directory)
+
+    def _is_planted(self, link: os.stat_result) -> bool:
+        """Tell whether open(2) would refuse to follow *link*: fs.protected_symlinks in proc_sys_fs(5).
+
+        Links are read here and not followed by the kernel, which would not look at their owner then. Only the owners
+        that pass can remove a link from such a directory, so it cannot be another one by the time it is read.
+        """
+        directory = os.stat(self._at if self._directory is None else self._directory)
+        public = stat.S_ISVTX | stat.S_IWOTH
+        if directory.st_mode & public != public or link.st_uid in (os.geteuid(), directory.st_uid):
+            return False
+        try:
+            with open("/proc/sys/fs/protected_symlinks", "rb") as setting:
+                return setting.read(1) == b"1"
+        except OSError:
+            return sys.platform == "linux"  # where it is the rule
 
     def look(self) -> None:
         """Look at the target: itself, not what it may link to."""
