@@ -202,6 +202,18 @@ def tmpfs_mounted(target: str, size: str = "1m", mode: int = 0o755) -> Iterator[
         subprocess.run(["umount", "--lazy", target], check=True)
 
 
+def device(path: str | os.PathLike[str], like: str = "/dev/null") -> str:
+    """Make a node of the device *like* at *path*: the machine's own could be replaced by a writer that is wrong."""
+    import pytest
+
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.stat(like).st_rdev)
+        os.close(os.open(path, os.O_WRONLY))  # a file system may be mounted with "nodev"
+    except OSError as error:
+        pytest.skip(f"this machine does not let this user make a device: {error.strerror}")
+    return os.fspath(path)
+
+
 def supports_xattrs(directory: str, name: str, value: bytes) -> bool:
     """Whether the file system of *directory* takes this attribute from this process."""
     if not hasattr(os, "setxattr"):

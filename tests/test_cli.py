@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from oracle import AS_ROOT, LINUX, bind_mounted, mode_of, read, tmpfs_mounted, umask, write
+from oracle import AS_ROOT, LINUX, bind_mounted, device, mode_of, read, tmpfs_mounted, umask, write
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "COLUMNS": "200"}
 COMMAND = [sys.executable, "-m", "atomicio", "write"]
@@ -170,10 +170,15 @@ def test_odd_names(tmp_path: Path, name: bytes) -> None:
 
 
 @posix_only
-def test_standard_output_and_null_are_written_through() -> None:
-    done = run("/dev/stdout")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"new\n", b"")
-    assert run("/dev/null").returncode == 0
+def test_standard_output_and_null_are_written_through(tmp_path: Path) -> None:
+    os.symlink("/dev/fd/1", tmp_path / "stdout")  # as /dev/stdout is, which root could replace by mistake
+    for name in ("/dev/fd/1", tmp_path / "stdout"):
+        done = run(name)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"new\n", b"")
+    assert (tmp_path / "stdout").is_symlink()
+    null = Path(device(tmp_path / "null"))
+    assert run(null).returncode == 0
+    assert null.is_char_device()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
