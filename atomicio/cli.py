@@ -22,6 +22,13 @@ __all__ = ["Progress", "main"]
 
 _CHUNK = 1 << 18
 _BAR = 30  # characters
+# What the library's messages advise, as this command has it.
+_OPTIONS = {
+    "make_parents=True": "--parents",
+    "fallback='in-place'": "--in-place",
+    "lock=True": "--lock",
+    "mode 'x'": "--no-clobber",
+}
 
 
 class Progress:
@@ -91,6 +98,7 @@ def _write(arguments: argparse.Namespace) -> None:
             backup=arguments.backup,
             follow_symlinks=not arguments.no_follow,
             fallback="in-place" if arguments.in_place else "raise",
+            skip_unchanged=arguments.skip_unchanged,
             make_parents=arguments.parents,
             lock=arguments.lock,
         ) as file:
@@ -114,6 +122,7 @@ def _copy(arguments: argparse.Namespace) -> None:
             backup=arguments.backup,
             follow_symlinks=not arguments.no_follow,
             fallback="in-place" if arguments.in_place else "raise",
+            skip_unchanged=arguments.skip_unchanged,
             make_parents=arguments.parents,
             lock=arguments.lock,
         )
@@ -152,6 +161,9 @@ def _placing(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-follow", action="store_true", help="replace a symbolic link instead of the file it leads to"
+    )
+    parser.add_argument(
+        "--skip-unchanged", action="store_true", help="leave TARGET and its times alone if the content is the same"
     )
     parser.add_argument("--parents", action="store_true", help="create missing directories")
     parser.add_argument("--lock", action="store_true", help="wait for other writers that use a lock (TARGET.lock)")
@@ -211,7 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.strerror:
             name = error.filename if error.filename is not None else getattr(arguments, "target", "")
-            message = f"{os.fsdecode(name)}: {error.strerror}" if name else error.strerror
+            message = error.strerror
+            for word, option in _OPTIONS.items():
+                message = message.replace(word, option)
+            message = f"{os.fsdecode(name)}: {message}" if name else message
         else:
             message = str(error)
         # One line: a name may hold a newline, or what a terminal would obey. Bytes that are no text stay as they are.

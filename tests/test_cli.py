@@ -111,7 +111,9 @@ def test_append(target: Path, option: str) -> None:
 
 @pytest.mark.parametrize("option", ["--no-clobber", "-n"])
 def test_no_clobber(target: Path, option: str) -> None:
-    says(run(option, target), 1, str(target), "File exists")
+    done = run(option, target)
+    says(done, 1, str(target), "File exists", "--no-clobber")
+    assert "mode" not in done.stderr.decode()
     assert read(target) == b"old\n"
     assert run(option, target.with_name("absent")).returncode == 0
     assert read(target.with_name("absent")) == b"new\n"
@@ -153,12 +155,56 @@ def test_backup(target: Path, suffix: str) -> None:
     assert len(os.listdir(target.parent)) == 2
 
 
-@posix_only
-def test_a_link_is_followed(target: Path) -> None:
-    os.symlink("target", target.with_name("link"))
-    assert run(target.with_name("link")).returncode == 0
+def test_unchanged_content_is_left_alone(target: Path) -> None:
+    before = os.stat(target)
+    assert run("--skip-unchanged", target, data=b"old\n").returncode == 0
+    after = os.stat(target)
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert run("--skip-unchanged", target).returncode == 0
     assert read(target) == b"new\n"
-    assert target.with_name("link").is_symlink()
+
+
+def test_the_lock_is_waited_for(target: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(f"{target}.lock"):
+        with subprocess.Popen([*COMMAND, "--lock", target], stdin=subprocess.PIPE, env=ENVIRONMENT) as process:
+            assert process.stdin is not None
+            process.stdin.close()
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            assert read(target) == b"old\n"
+            process.kill()
+    assert run("--lock", target).returncode == 0
+    assert read(target) == b"new\n"
+
+
+def test_somebody_elses_change_is_kept_and_the_lock_is_advised(target: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "--append", target], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    ) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(b"mine\n")
+        process.stdin.flush()
+        time.sleep(1.0)
+        write(target, b"theirs\n")
+        process.stdin.close()
+        text = process.stderr.read().decode()
+    assert process.returncode == 1
+    assert "--lock" in text and "lock=True" not in text
+    assert text.count("\n") == 1
+    assert read(target) == b"theirs\n"
+
+
+@posix_only
+@pytest.mark.parametrize("options", [[], ["--no-follow"]])
+def test_a_link_is_followed_or_replaced(target: Path, options: list[str]) -> None:
+    link = target.with_name("link")
+    os.symlink("target", link)
+    assert run(*options, link).returncode == 0
+    assert read(link) == b"new\n"
+    assert link.is_symlink() is not bool(options)
+    assert read(target) == (b"old\n" if options else b"new\n")
 
 
 @posix_only
@@ -188,7 +234,13 @@ def test_standard_output_and_null_are_written_through(tmp_path: Path) -> None:
 
 def test_a_missing_directory(tmp_path: Path) -> None:
     path = tmp_path / "no such directory" / "target"
-    says(run(path), 1, str(path), "directory")
+    done = run(path)
+    says(done, 1, str(path), "directory", "--parents")
+    assert "make_parents" not in done.stderr.decode()
+    assert os.listdir(tmp_path) == []
+    for level in ("none", "durable"):
+        assert run("--parents", "--durability", level, tmp_path / level / "made" / "target").returncode == 0
+        assert read(tmp_path / level / "made" / "target") == b"new\n"
 
 
 def test_a_directory(tmp_path: Path) -> None:
@@ -268,7 +320,9 @@ def test_a_mount_point(tmp_path: Path) -> None:
     write(tmp_path / "source", b"old\n")
     write(tmp_path / "target", b"")
     with bind_mounted(str(tmp_path / "source"), str(tmp_path / "target")):
-        says(run(tmp_path / "target"), 1, str(tmp_path / "target"), "mount point")
+        done = run(tmp_path / "target")
+        says(done, 1, str(tmp_path / "target"), "mount point", "--in-place")
+        assert "fallback" not in done.stderr.decode()
         assert read(tmp_path / "target") == b"old\n"
         assert run("--in-place", tmp_path / "target").returncode == 0
         assert read(tmp_path / "target") == b"new\n"
@@ -410,7 +464,8 @@ def test_help_names_every_option() -> None:
     done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0
     assert done.stderr == ""
-    for part in ("TARGET", "--append", "--no-clobber", "--durability", "--mode", "--backup", "standard input"):
+    options = ["--append", "--no-clobber", "--durability", "--mode", "--backup", "--no-follow", "--skip-unchanged"]
+    for part in ("TARGET", "standard input", *options, "--parents", "--lock", "--in-place"):
         assert part in done.stdout
     for arguments in (["--help"], ["nonsense"]):
         done = subprocess.run(
