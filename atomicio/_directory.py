@@ -56,7 +56,7 @@ class Tree(_platform.Staging):
         """Split *path* as for a file: slashes at its end say no more than that it is a directory."""
         return _platform.Staging._split(path.rstrip("/" if os.sep == "/" else "/\\") or path[:1])
 
-    def check_writable(self, *, read: bool = False) -> None:  # noqa: ARG002  (a directory is always read)
+    def check_writable(self, *, read: bool = False, create: bool = False) -> None:  # noqa: ARG002  (a directory is always read)
         """Refuse to replace the content of a directory in which one may not create and remove."""
         effective = os.access in os.supports_effective_ids
         if not os.access(

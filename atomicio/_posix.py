@@ -325,7 +325,7 @@ class Staging(Descriptors):
             if status.st_dev == _device("/proc"):
                 self.through = True
                 return
-            if self._is_planted(status):
+            if self._is_planted(status, "protected_symlinks"):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             directory, name = self._split(os.readlink(self._at + name, dir_fd=self._directory))
             self.directory = os.path.join(self.directory, directory) if directory else self.directory
@@ -342,21 +342,23 @@ class Staging(Descriptors):
         except PermissionError:
             self._directory = self.open(directory, _ANCHOR_FLAGS, 0, self._directory)
 
-    def _is_planted(self, link: os.stat_result) -> bool:
-        """Tell whether open(2) would refuse to follow *link*: fs.protected_symlinks in proc_sys_fs(5).
+    def _is_planted(self, found: os.stat_result, setting: str) -> bool:
+        """Tell whether open(2) would refuse what another user put into a sticky directory: proc_sys_fs(5) on *setting*.
 
-        Links are read here and not followed by the kernel, which would not look at their owner then. Only the owners
-        that pass can remove a link from such a directory, so it cannot be another one by the time it is read.
+        The kernel cannot, because it is not asked: links are read here and not followed, and a file is not opened but
+        renamed over. Only the owners that pass can remove a name from such a directory, so it cannot lead elsewhere by
+        the time it is used.
         """
         directory = os.stat(self._at if self._directory is None else self._directory)
-        public = stat.S_ISVTX | stat.S_IWOTH
-        if directory.st_mode & public != public or link.st_uid in (os.geteuid(), directory.st_uid):
+        if not directory.st_mode & stat.S_ISVTX or found.st_uid in (os.geteuid(), directory.st_uid):
             return False
         try:
-            with open("/proc/sys/fs/protected_symlinks", "rb") as setting:
-                return setting.read(1) == b"1"
+            with open(f"/proc/sys/fs/{setting}", "rb") as file:
+                level = int(file.read(2))
         except OSError:
-            return sys.platform == "linux"  # where it is the rule
+            level = 1 if sys.platform == "linux" else 0  # what systemd sets; only Linux has such a rule
+        writable = (0, stat.S_IWOTH, stat.S_IWOTH | stat.S_IWGRP)[level]
+        return bool(directory.st_mode & writable)
 
     def look(self) -> None:
         """Look at the target: itself, not what it may link to."""
@@ -365,13 +367,18 @@ class Staging(Descriptors):
         except FileNotFoundError:
             self.status = None
 
-    def check_writable(self, *, read: bool = False) -> None:
-        """Refuse what open(2) would refuse: to be able to rename over a file is no permission to write to it."""
+    def check_writable(self, *, read: bool = False, create: bool = False) -> None:
+        """Refuse what open(2) would refuse: to be able to rename over a file is no permission to write to it.
+
+        *create*: whether it would be opened with O_CREAT, which fs.protected_regular is about.
+        """
         status = self.status
         assert status is not None
         wanted = stat.S_IRUSR | stat.S_IWUSR if read else stat.S_IWUSR
         if status.st_mode & wanted == wanted and hasattr(os, "geteuid") and status.st_uid == os.geteuid():
             return
+        if create and self._is_planted(status, "protected_regular"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if os.access in os.supports_dir_fd or self._directory is None:
             effective = os.access in os.supports_effective_ids
             access = os.R_OK | os.W_OK if read else os.W_OK

@@ -289,7 +289,7 @@ class Staging(_Descriptors, _posix.Staging):
             if os.path.samestat(found, self.status):
                 self.name = name
 
-    def check_writable(self, *, read: bool = False) -> None:
+    def check_writable(self, *, read: bool = False, create: bool = False) -> None:
         """Refuse what open would refuse: the read-only attribute, or access rights that do not let this user write."""
         if self.status is not None and not self.status.st_mode & stat.S_IWRITE:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -364,7 +364,7 @@ class AtomicWriter(Generic[F]):
         elif kind == "x":
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         elif stat.S_ISREG(status.st_mode) and not staging.through:
-            staging.check_writable(read=self._update)
+            staging.check_writable(read=self._update, create=kind != "r")
         elif stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         elif staging.through or not stat.S_ISLNK(status.st_mode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -26,7 +27,9 @@ from oracle import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import Any
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="symbolic links as POSIX has them")
 
@@ -214,23 +217,61 @@ def test_a_link_in_proc_to_a_deleted_file_is_no_name_for_a_new_one(tmp_path: Pat
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def kernel_setting(name: str, value: bytes) -> Iterator[None]:
+    """fs.NAME of sysctl(8) has this value meanwhile."""
+    setting = f"/proc/sys/fs/{name}"
+    before = read(setting)
+    try:
+        if before.strip() != value:
+            write(setting, value)
+    except OSError as error:
+        pytest.skip(f"root may not switch fs.{name} here: {error.strerror}")
+    try:
+        yield
+    finally:
+        if before.strip() != value:
+            write(setting, before)
+
+
 @pytest.mark.skipif(not AS_ROOT or not LINUX, reason="takes Linux and two ordinary users")
 def test_a_link_that_the_kernel_would_not_follow_is_not_followed() -> None:
     """fs.protected_symlinks: in a sticky directory, a link that another user planted."""
-    setting = "/proc/sys/fs/protected_symlinks"
-    before = read(setting)
-    try:
-        if before.strip() != b"1":
-            write(setting, b"1")
-    except OSError as error:
-        pytest.skip(f"fs.protected_symlinks is off, and root may not switch it on: {error.strerror}")
-    try:
+    with kernel_setting("protected_symlinks", b"1"):
         for mode in ("w", "a", "r+"):
             for owner in (OTHER_USER, ORDINARY_USER, 0):
                 check_planted_link(mode, owner)
-    finally:
-        if before.strip() != b"1":
-            write(setting, before)
+
+
+@pytest.mark.skipif(not AS_ROOT or not LINUX, reason="takes Linux, root and two ordinary users")
+@pytest.mark.parametrize("level", [b"0", b"1", b"2"])
+def test_a_file_that_the_kernel_would_not_open_is_not_replaced(level: bytes) -> None:
+    """fs.protected_regular: in a sticky directory, a file that another user planted, to be given what root writes."""
+    with kernel_setting("protected_regular", level):
+        refusals = 0
+        for permissions in (0o755, 0o1755, 0o1775, 0o1777):
+            for owner in (0, ORDINARY_USER, OTHER_USER):
+                for mode in ("w", "a", "r+"):
+                    with public_directory(permissions) as directory:
+                        os.chown(directory, ORDINARY_USER, ORDINARY_USER)
+
+                        def write_with(opener: Callable[..., Any]) -> object:
+                            path = f"{directory}/file"
+                            with contextlib.suppress(FileNotFoundError):
+                                os.unlink(path)
+                            write(path, b"old")
+                            os.chown(path, owner, owner)
+
+                            def action() -> None:
+                                with opener(path, mode) as file:
+                                    file.write("new")
+
+                            return outcome(action, directory), read(path)
+
+                        wanted = write_with(open)
+                        assert write_with(atomicio.atomic_write) == wanted, (oct(permissions), owner, mode)
+                        refusals += bool(wanted[0])
+        assert refusals == {b"0": 0, b"1": 2, b"2": 4}[level]
 
 
 def check_planted_link(mode: str, owner: int) -> None:
