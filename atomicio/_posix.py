@@ -255,6 +255,8 @@ class Staging(Descriptors):
     identity: tuple[int, int] | None = None
     #: The mode that is wanted; None for the old file's, or what the kernel gives to a new one.
     permissions: int | None = None
+    #: Seconds to wait for those who have the target open, where that is in the way: on Windows.
+    busy_timeout = 2.0
     #: What a new target is created with; umask or default ACL apply to it.
     mode_of_new = 0o666
     _directory: int | None = None

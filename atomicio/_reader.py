@@ -7,9 +7,7 @@ import os
 import sys
 
 if sys.platform == "win32":
-    from ._windows import open_shared_fd as _opener
-else:
-    _opener = None  # on POSIX systems an open file may be renamed over and removed
+    from ._windows import open_shared_fd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +33,8 @@ def open_shared(
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
+    *,
+    busy_timeout: float = 2.0,
 ) -> io.TextIOWrapper: ...
 @overload
 def open_shared(
@@ -44,6 +44,8 @@ def open_shared(
     encoding: None = None,
     errors: None = None,
     newline: None = None,
+    *,
+    busy_timeout: float = 2.0,
 ) -> io.BufferedReader: ...
 @overload
 def open_shared(
@@ -53,6 +55,8 @@ def open_shared(
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
+    *,
+    busy_timeout: float = 2.0,
 ) -> IO[Any]: ...
 def open_shared(
     path: Path,
@@ -61,6 +65,8 @@ def open_shared(
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
+    *,
+    busy_timeout: float = 2.0,
 ) -> IO[Any]:
     """Open *path* for reading, and let others replace or remove it meanwhile.
 
@@ -75,9 +81,11 @@ def open_shared(
     :param encoding: as in :func:`open`, but UTF-8 when not given
     :param errors: as in :func:`open`
     :param newline: as in :func:`open`
+    :param busy_timeout: for how many seconds in all an open that is refused (PermissionError) is tried again, on Windows, since
+        whoever has the file open without sharing it may let go; 0 tries once
     :returns: a file object
     :raises ValueError: on another mode
-    :raises OSError: as :func:`open`; on Windows PermissionError only after 2 seconds, since it may pass
+    :raises OSError: as :func:`open`
 
     Sources: CreateFileW, *dwShareMode*; SetFileInformationByHandle, FILE_RENAME_POSIX_SEMANTICS.
     """
@@ -85,4 +93,10 @@ def open_shared(
         raise ValueError(f"invalid mode: {mode!r}; use 'r' or 'rb': open_shared() only reads")
     if "b" not in mode and encoding is None:
         encoding = "utf-8"
-    return open(os.fspath(path), mode, buffering, encoding, errors, newline, opener=_opener)
+    opener = None  # on POSIX systems an open file may be renamed over and removed
+    if sys.platform == "win32":
+
+        def opener(name: str, flags: int) -> int:
+            return open_shared_fd(name, flags, busy_timeout)
+
+    return open(os.fspath(path), mode, buffering, encoding, errors, newline, opener=opener)

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 __all__ = [
-    "REPLACE_TIMEOUT",
     "Staging",
     "absolute",
     "copy_content",
@@ -43,11 +42,12 @@ __all__ = [
     "temporary_name",
 ]
 
-#: For how long all attempts to replace a file that somebody has open may take together, in seconds: half of it for renames, half
-#: for the two steps. Scanners and indexers let go within a second; git waits 0.07 s, Go's tools 2 s.
-REPLACE_TIMEOUT = 2.0
-_DISCARD_TIMEOUT = 0.5
+# Seconds that are waited once busy_timeout is used up, to remove a temporary file or to bring back the old one.
+_LAST_TIMEOUT = 0.5
+# Seconds for a refusal that may be about a file that is being removed, but is mostly about access rights.
+_CHECK_TIMEOUT = 0.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+_FOREVER = float("inf")
 
 # <winerror.h>
 _INVALID_FUNCTION = 1
@@ -106,7 +106,7 @@ def _patiently(timeout: float, function: Callable[..., T], *arguments: Any) -> T
             return function(*arguments)
         except OSError as error:
             left = deadline - time.monotonic()
-            if error.winerror not in _PASSING or left <= 0:
+            if error.winerror not in _PASSING or not left > 0:
                 raise
         # Between half the pause and all of it, so that writers who collided do not collide again.
         time.sleep(min(left, pause * (0.5 + os.urandom(1)[0] / 510)))
@@ -137,14 +137,16 @@ def make_directories(path: str, *, sync: bool, mode: int = 0o777) -> None:
             descriptors.close()
 
 
-def open_shared_fd(path: str, flags: int) -> int:
+def open_shared_fd(path: str, flags: int, busy_timeout: float) -> int:
     """Open *path* for reading as the opener of :func:`open`, and let others write, rename and remove it meanwhile."""
     name = absolute(os.fsdecode(path))
+    deadline = time.monotonic() + busy_timeout
     descriptors = _Descriptors()
     try:
         for candidate in (name, name + _ASIDE, name):  # between the two steps of a replacement the old file is aside
             try:
-                _patiently(REPLACE_TIMEOUT, descriptors.open_handle, _verbatim(candidate), _GENERIC_READ, os.O_RDONLY)
+                left = deadline - time.monotonic()
+                _patiently(left, descriptors.open_handle, _verbatim(candidate), _GENERIC_READ, os.O_RDONLY)
             except FileNotFoundError as error:
                 missing = error
             else:
@@ -212,8 +214,21 @@ class _Descriptors(_posix.Descriptors):
 class Staging(_Descriptors, _posix.Staging):
     """New content on its way to one target."""
 
-    #: Seconds; see :data:`REPLACE_TIMEOUT`.
-    replace_timeout = REPLACE_TIMEOUT
+    _waited = 0.0
+
+    def _patiently(
+        self, function: Callable[..., T], *arguments: Any, share: float = 1.0, most: float = _FOREVER, least: float = 0.0
+    ) -> T:
+        """Call *function* until it no longer fails because somebody has the file open.
+
+        All these calls of one write together have ``busy_timeout`` seconds. This one has the *share* of what is left of them, but
+        *most* and *least* so many seconds.
+        """
+        begun = time.monotonic()
+        try:
+            return _patiently(max(min(share * (self.busy_timeout - self._waited), most), least), function, *arguments)
+        finally:
+            self._waited += time.monotonic() - begun
 
     # -- find -------------------------------------------------------------------------------------------------------------------
 
@@ -251,23 +266,23 @@ class Staging(_Descriptors, _posix.Staging):
         if self.name.startswith(_DEVICE):
             self.status = os.stat_result((stat.S_IFCHR | 0o666, *[0] * 9))
             return
-        _patiently(self.replace_timeout, super().look)
+        self._patiently(super().look)
         for _ in range(_LOOKS):
             if self.status is not None:
                 return
             # Another writer may be between its two steps, or have died there, or just have done the second.
             if os.path.lexists(self._at + self.name + _ASIDE):
                 self._put_back()
-            _patiently(self.replace_timeout, super().look)
+            self._patiently(super().look)
 
-    def _with_target(self, function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T | None:
+    def _with_target(self, function: Callable[..., T], *arguments: Any, most: float = _FOREVER) -> T | None:
         """Call *function*, which opens the target. Another writer may be between its two steps: then wait for the second.
 
         Returns None if there is no target any more.
         """
         while self.status is not None:
             try:
-                return _patiently(self.replace_timeout if timeout is None else timeout, function, *arguments)
+                return self._patiently(function, *arguments, most=most)
             except FileNotFoundError:
                 self.look()
         return None
@@ -294,12 +309,16 @@ class Staging(_Descriptors, _posix.Staging):
         if self.status is not None and not self.status.st_mode & stat.S_IWRITE:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         access = _GENERIC_READ | _GENERIC_WRITE if read else _GENERIC_WRITE
+        self._with_target(self._check_access, access, most=_CHECK_TIMEOUT)
+
+    def _check_access(self, access: int) -> None:
         try:
-            if self._with_target(self.open_handle, self._at + self.name, access, 0, timeout=_DISCARD_TIMEOUT):
-                self.close_last()
+            self.open_handle(self._at + self.name, access, 0)
         except OSError as error:
             if error.winerror not in (_SHARING_VIOLATION, _LOCK_VIOLATION):
                 raise  # who has it open without sharing may close it before the rename
+        else:
+            self.close_last()
 
     def open_target(self, flags: int = os.O_RDONLY) -> int:
         """Open the target, and let others do what they want with it meanwhile."""
@@ -392,7 +411,7 @@ class Staging(_Descriptors, _posix.Staging):
                 sync_file(copy)
             self.close_last()
             self.close_last()
-        _patiently(self.replace_timeout, os.replace, spare, self._at + name)
+        self._patiently(os.replace, spare, self._at + name)
         self._remove(self.spare)  # if both were links to one file, it may still be there
         self.spare = None
 
@@ -400,18 +419,23 @@ class Staging(_Descriptors, _posix.Staging):
         """Replace the target. Until the rename nothing has happened to it; from then on everybody sees the new content.
 
         A target that somebody has open cannot be renamed over. In this order: MoveFileExW; the rename of POSIX, where Windows and
-        the file system have it, which works if it is open with FILE_SHARE_DELETE; both again while the timeout lasts; and last in
-        two steps, the old file aside and the new one in, which works with FILE_SHARE_DELETE everywhere.
+        the file system have it, which works if it is open with FILE_SHARE_DELETE; both again for half of ``busy_timeout``; and last
+        in two steps, the old file aside and the new one in, which works with FILE_SHARE_DELETE everywhere.
         """
         self._prepare(sync=sync)
         source, target = self.path_of_staging(), self._at + self.name
+        two_steps = len(self.name + _ASIDE) <= _MAX_NAME
         try:
-            _patiently(self.replace_timeout / 2, self._rename_over, source, target)
+            self._patiently(self._rename_over, source, target, share=0.5 if two_steps else 1.0)
         except OSError as error:
             if not self._landed():
-                if error.winerror != _ACCESS_DENIED or len(self.name + _ASIDE) > _MAX_NAME:
+                if error.winerror not in _PASSING or not two_steps:
                     raise
-                self._replace_in_two_steps(source, target)
+                if error.winerror == _ACCESS_DENIED:
+                    self._replace_in_two_steps(source, target)
+                else:
+                    # Nobody has the target open, but somebody has the staging file, which no second step would change.
+                    self._patiently(self._rename_over, source, target)
         self.temporary = None
 
     def _rename_over(self, source: str, target: str) -> None:
@@ -431,7 +455,7 @@ class Staging(_Descriptors, _posix.Staging):
         """Create the target or raise FileExistsError: MoveFileExW without MOVEFILE_REPLACE_EXISTING does both in one step."""
         self._prepare(sync=sync)
         try:
-            _patiently(self.replace_timeout, os.rename, self.path_of_staging(), self._at + self.name)
+            self._patiently(os.rename, self.path_of_staging(), self._at + self.name)
         except OSError:
             if not self._landed():
                 raise
@@ -452,10 +476,9 @@ class Staging(_Descriptors, _posix.Staging):
             os.chmod(self.path_of_staging(), stat.S_IREAD | stat.S_IWRITE)
         super().reopen()
 
-    def _hold_guard(self, timeout: float) -> None:
+    def _hold_guard(self) -> None:
         """Keep everybody else from the two steps. The file, and with it the guard, goes away with the process that holds it."""
-        _patiently(
-            timeout,
+        self._patiently(
             self.open_handle,
             self._at + self.name + _GUARD,
             _GENERIC_WRITE | _DELETE,
@@ -472,15 +495,14 @@ class Staging(_Descriptors, _posix.Staging):
         writer that looks at the target if this process ends there. An aside that is there with the target is of no use any more.
         """
         aside = target + _ASIDE
-        deadline = time.monotonic() + self.replace_timeout / 2
-        self._hold_guard(self.replace_timeout / 2)
+        self._hold_guard()
         try:
             try:
-                _patiently(deadline - time.monotonic(), os.replace, target, aside)
+                self._patiently(os.replace, target, aside)
             except FileNotFoundError:
                 pass  # somebody removed it meanwhile, and nothing is in the way any more
             try:
-                _patiently(self.replace_timeout, os.replace, source, target)
+                self._patiently(os.replace, source, target, least=_LAST_TIMEOUT)
             except BaseException:
                 self._rename_back(aside, target)
                 raise
@@ -498,7 +520,7 @@ class Staging(_Descriptors, _posix.Staging):
     def _put_back(self) -> None:
         """Undo the first of the two steps, which a process that died did not follow with the second."""
         target = self._at + self.name
-        self._hold_guard(self.replace_timeout)
+        self._hold_guard()
         try:
             self._rename_back(target + _ASIDE, target)
         finally:
@@ -506,7 +528,7 @@ class Staging(_Descriptors, _posix.Staging):
 
     def _rename_back(self, aside: str, target: str) -> None:
         try:
-            _patiently(self.replace_timeout, os.rename, aside, target)
+            self._patiently(os.rename, aside, target, least=_LAST_TIMEOUT)
         except (FileExistsError, FileNotFoundError):
             pass  # the second step was done after all, or somebody else wrote the file
 
@@ -540,6 +562,6 @@ class Staging(_Descriptors, _posix.Staging):
                 return
             if self.permissions is not None:
                 os.chmod(path, stat.S_IREAD | stat.S_IWRITE)
-            _patiently(_DISCARD_TIMEOUT, os.unlink, path)
+            _patiently(min(_LAST_TIMEOUT, self.busy_timeout), os.unlink, path)
         except OSError:
             pass  # already gone; or a name is left that the library knows as its own

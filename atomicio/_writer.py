@@ -188,6 +188,21 @@ class AtomicWriter(Generic[F]):
     committed = False
     """Whether the target was replaced."""
 
+    busy_timeout = 2.0
+    """For how many seconds in all this writer waits for other programs that have the file open, where that keeps it from
+    being read or replaced: on Windows. Then it gives up, and the file is what it was. A virus scanner or an indexer lets
+    go within a second; 0 tries once, ``math.inf`` waits for ever. Set it on a writer before it is opened, on a subclass,
+    or here for all writers of a program::
+
+        writer = atomicio.atomic_write("state.json")
+        writer.busy_timeout = 30
+        with writer as file: ...
+
+        atomicio.AtomicWriter.busy_timeout = 30
+
+    Half of the time is for renames, half for the two steps that are tried next. Once the first of the two was done, the
+    second, or else the way back, has half a second each even if no time is left. Elsewhere nobody has to be waited for."""
+
     def __init__(
         self,
         path: Path,
@@ -344,6 +359,7 @@ class AtomicWriter(Generic[F]):
         kind = self._kind
         self._staging = staging = (self._verbs or _platform.Staging)(self._path)
         staging.permissions = self._permissions
+        staging.busy_timeout = self.busy_timeout
         if self._relative:
             staging.relative = os.fsdecode(self.target)
         staging.find(

@@ -70,7 +70,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(_windows.Staging, "replace_timeout", 0.3)
+    monkeypatch.setattr(atomicio.AtomicWriter, "busy_timeout", 0.3)
     return 0.3
 
 
@@ -144,7 +144,7 @@ class TestTargetThatIsOpenElsewhere:
         with atomicio.atomic_write(target, mode) as file:
             file.write("NEW")
         assert target.read_bytes() == (b"oldNEW" if mode == "a" else b"NEW")
-        assert time.monotonic() - start < _windows.REPLACE_TIMEOUT
+        assert time.monotonic() - start < atomicio.AtomicWriter.busy_timeout
         assert names(target.parent) == ["target"]
 
     def test_unchanged_content_needs_no_rename(self, target: Path, impatient: float) -> None:
@@ -207,11 +207,77 @@ class TestRetries:
         assert len({round(pauses()[-1], 4) for _ in range(8)}) > 1
 
 
+class TestBusyTimeout:
+    """The time that a writer waits for others is one parameter, and bounds all its waits together."""
+
+    @pytest.fixture
+    def naps(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        naps: list[float] = []
+        sleep = time.sleep
+        monkeypatch.setattr(time, "sleep", lambda seconds: (naps.append(seconds), sleep(seconds))[1])
+        return naps
+
+    @pytest.mark.parametrize("timeout", [0, 0.2, 0.6])
+    @pytest.mark.parametrize("mode", ["w", "a", "r+"])
+    def test_of_one_writer(self, target: Path, naps: list[float], mode: str, timeout: float) -> None:
+        writer = atomicio.atomic_write(target, mode)
+        writer.busy_timeout = timeout
+        with target.open("rb"):
+            with pytest.raises(atomicio.UnreplaceableTargetError), writer as file:
+                file.write("new")
+        assert sum(naps) <= timeout
+        assert bool(naps) is bool(timeout)
+        assert target.read_bytes() == b"old"
+        assert names(target.parent) == ["target"]
+
+    def test_of_a_writer_of_a_batch(self, target: Path, naps: list[float]) -> None:
+        with target.open("rb"), pytest.raises(atomicio.UnreplaceableTargetError), atomicio.batch() as batch:
+            writer = batch.atomic_write(target)
+            writer.busy_timeout = 0.2
+            with writer as file:
+                file.write("new")
+        assert 0 < sum(naps) <= 0.2
+        assert target.read_bytes() == b"old"
+
+    def test_of_all_writers(self, target: Path, naps: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(atomicio.AtomicWriter, "busy_timeout", 0.2)
+        with target.open("rb"), pytest.raises(atomicio.UnreplaceableTargetError):
+            atomicio.write_bytes(target, b"new")
+        assert 0 < sum(naps) <= 0.2
+
+    def test_that_is_no_number_ends(self, target: Path) -> None:
+        writer = atomicio.atomic_write(target)
+        writer.busy_timeout = float("nan")
+        with target.open("rb"), pytest.raises(atomicio.UnreplaceableTargetError), writer as file:
+            file.write("new")
+
+    def test_for_ever(self, target: Path) -> None:
+        process = run("file = open(path); print('held', flush=True); import time; time.sleep(0.5)", target)
+        assert process.stdout.readline() == "held\n"
+        writer = atomicio.atomic_write(target)
+        writer.busy_timeout = float("inf")
+        with writer as file:
+            file.write("new")
+        finish(process)
+        assert target.read_bytes() == b"new"
+
+    def test_of_a_reader(self, target: Path, naps: list[float]) -> None:
+        handle = _winapi.CreateFile(str(target), GENERIC_READ, 0, 0, 3, 0x80, 0)
+        try:
+            for timeout in (0, 0.2):
+                with pytest.raises(PermissionError) as caught:
+                    atomicio.open_shared(target, busy_timeout=timeout)
+                assert caught.value.filename == str(target)
+                assert sum(naps) <= timeout
+        finally:
+            _winapi.CloseHandle(handle)
+
+
 # A writer that is stopped between the two steps: its reader holds the file, so that a rename over it is refused.
 BETWEEN_THE_STEPS = """
 import atomicio
 from atomicio import _windows
-_windows.Staging.replace_timeout = 0.1
+atomicio.AtomicWriter.busy_timeout = 0.1
 reader = atomicio.open_shared(path, 'rb')
 replace, moved = os.replace, False
 def stop(source, target):
@@ -280,7 +346,7 @@ class TestTwoSteps:
         try:
             assert process.stdout.readline() == "between\n"
             assert not target.exists()
-            monkeypatch.setattr(_windows.Staging, "replace_timeout", 0.3)
+            monkeypatch.setattr(atomicio.AtomicWriter, "busy_timeout", 0.3)
             with pytest.raises(PermissionError) as caught:
                 atomicio.write_bytes(target, b"mine")
             assert caught.value.committed is False
@@ -781,9 +847,8 @@ class TestOpenShared:
         assert caught.value.filename == str(tmp_path / "missing")
 
     def test_a_directory_is_refused(self, tmp_path: Path, monkeypatch) -> None:
-        monkeypatch.setattr(_windows, "REPLACE_TIMEOUT", 0.1)
         with pytest.raises(PermissionError):
-            atomicio.open_shared(tmp_path)
+            atomicio.open_shared(tmp_path, busy_timeout=0.1)
 
     def test_lets_others_remove_the_file(self, target: Path) -> None:
         with atomicio.open_shared(target) as file:
