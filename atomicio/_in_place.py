@@ -37,12 +37,13 @@ def overwrite(staging: Staging, permissions: int | None, *, sync: bool) -> None:
     try:
         beside = True
         try:
+            staging.backup = backup_path
             backup = staging.open(backup_path, _BACKUP_FLAGS, 0o600)
         except OSError:
             import tempfile  # noqa: PLC0415
 
             beside = False
-            backup_path = os.path.join(tempfile.gettempdir(), name)
+            staging.backup = backup_path = os.path.join(tempfile.gettempdir(), name)
             backup = staging.open(backup_path, _BACKUP_FLAGS, 0o600)
         copy_content(target, backup)
         if sync:
@@ -51,17 +52,20 @@ def overwrite(staging: Staging, permissions: int | None, *, sync: bool) -> None:
                 # After a power cut the backup may be all there is, and fsync(2) of a file says nothing of its name.
                 staging.sync_directory()
         touched = True
+        staging.backup = None
         _write(source, target, old_size=size)
         if permissions is not None:
             staging.set_mode(target, permissions)
         if sync:
             sync_file(target)
+        staging.backup = backup_path
     except BaseException as error:
         if touched:
             try:
                 _write(backup, target, old_size=0)
             except OSError as second:
                 raise _lost(second, staging.path, backup_path) from error
+            staging.backup = backup_path
         _remove(staging, backup_path)
         raise
     _remove(staging, backup_path)
@@ -87,6 +91,7 @@ def _remove(staging: Staging, backup: str) -> None:
             os.unlink(backup)
     except OSError:
         pass  # never made, or it can stay: it tells by its name what it is
+    staging.backup = None
 
 
 def _wait_for_turn(target: int) -> None:

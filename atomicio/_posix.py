@@ -257,6 +257,8 @@ class Staging(Descriptors):
     permissions: int | None = None
     #: Seconds to wait for those who have the target open, where that is in the way: on Windows.
     busy_timeout = 2.0
+    #: The path of the old content while it is written over in place, as long as nobody needs it.
+    backup: str | None = None
     #: What a new target is created with; umask or default ACL apply to it.
     mode_of_new = 0o666
     _directory: int | None = None
@@ -680,12 +682,14 @@ class Staging(Descriptors):
                 if name is not None:
                     self._remove(name)
             self.temporary = self.spare = None
-        if self.elsewhere is not None and os.getpid() == self.owner:
-            try:
-                os.unlink(self.elsewhere)
-            except OSError:
-                pass  # the consumer removed it, or it was never made
-            self.elsewhere = None
+        if (self.elsewhere is not None or self.backup is not None) and os.getpid() == self.owner:
+            for path in (self.elsewhere, self.backup):
+                try:
+                    if path is not None:
+                        os.unlink(path)
+                except OSError:
+                    pass  # the consumer removed it, or it was never made
+            self.elsewhere = self.backup = None
         self.close()
 
     def _remove(self, name: str) -> None:

@@ -8,6 +8,7 @@ signals at random moments.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import random
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -284,17 +286,33 @@ def descriptors() -> set[str]:
     return {fd for fd in os.listdir("/dev/fd") if os.path.exists(f"/dev/fd/{fd}")}  # without the one listdir had
 
 
-def sweep(operation: Callable[[str], None], directory: Path, old: bytes | None) -> tuple[int, Counter[str]]:
-    """Interrupt *operation* at each of its bytecodes; return how many there are, and where a promise was broken.
+@dataclass(frozen=True)
+class Case:
+    """An operation on a target with the content *old*, or without one."""
+
+    operation: Callable[[str], None]
+    old: bytes | None
+    named: bool = False
+    new: Callable[[bytes], bool] = frozenset({NEW, OLD + NEW}).__contains__
+    gives_up: bool = False
+    removes: bool = False
+    in_place: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.operation.__name__}-{'old' if self.old else 'new'}{'-named' if self.named else ''}"
+
+
+def sweep(case: Case, directory: Path) -> tuple[int, Counter[str]]:
+    """Interrupt an operation at each of its bytecodes; return how many there are, and where a promise was broken.
 
     In a thread of its own: an exception at the bytecode that ends an ``except`` leaves the interpreter believing that
     the thread still handles the exception before it, and later ones would get that as their context.
     """
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(sweep_here, operation, directory, old).result()
+        return pool.submit(sweep_here, case, directory).result()
 
 
-def sweep_here(operation: Callable[[str], None], directory: Path, old: bytes | None) -> tuple[int, Counter[str]]:
+def sweep_here(case: Case, directory: Path) -> tuple[int, Counter[str]]:
     import codecs
     import genericpath
     import posixpath
@@ -307,28 +325,36 @@ def sweep_here(operation: Callable[[str], None], directory: Path, old: bytes | N
     hook, sys.unraisablehook = sys.unraisablehook, lost.append
     gc.disable()
     try:
-        with (Tracer if sys.version_info < (3, 12) else Monitor)(modules, operation) as tracer:
+        with (Tracer if sys.version_info < (3, 12) else Monitor)(modules, case.operation) as tracer:
             for n in range(1, 100_000):
                 place = directory / str(n)
                 place.mkdir()
-                if not interrupt(tracer, operation, place, old, n, broken, lost):
-                    return n - 1, broken
+                with mounted(place / "target") if case.in_place else nullcontext():
+                    if not interrupt(tracer, case, place, n, broken, lost):
+                        return n - 1, broken
     finally:
         sys.unraisablehook = hook
         gc.enable()
     raise AssertionError("the operation does not end")
 
 
-def interrupt(
-    tracer: Tracer,
-    operation: Callable[[str], None],
-    place: Path,
-    old: bytes | None,
-    n: int,
-    broken: Counter[str],
-    lost: list[Any],
-) -> bool:
-    """Run *operation* in *place*, interrupted at bytecode *n*; return False when it had come through before."""
+@contextmanager
+def mounted(target: Path) -> Iterator[None]:
+    """A file that cannot be renamed over: itself, bind-mounted over itself."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    path = os.fsencode(target)
+    target.write_bytes(b"")
+    if libc.mount(path, path, None, ctypes.c_ulong(4096), None):  # MS_BIND, <linux/mount.h>
+        raise OSError(ctypes.get_errno(), "mount")
+    try:
+        yield
+    finally:
+        libc.umount2(path, 2)  # MNT_DETACH
+
+
+def interrupt(tracer: Tracer, case: Case, place: Path, n: int, broken: Counter[str], lost: list[Any]) -> bool:
+    """Run the operation in *place*, interrupted at bytecode *n*; return False when it had come through before."""
+    operation, old = case.operation, case.old
     target = place / "target"
     if old is not None:
         target.write_bytes(old)
@@ -357,15 +383,17 @@ def interrupt(
             os.close(int(fd))
     for found in place.rglob("*"):
         if found.name == "target":
-            content = found.read_bytes()
-            if content not in (old, NEW, (old or b"") + NEW):
+            content = b"" if found.is_dir() else found.read_bytes()
+            if content != old and not case.new(content):
                 broken[f"{where}: neither old nor new: {content[:40]!r}"] += 1
+            if not where and not case.gives_up and not case.new(content):
+                broken["it came through, and the old content is there"] += 1
         elif found.name == "target.bak":
             if found.read_bytes() != old:
                 broken[f"{where}: the backup is not the old content"] += 1
         elif found.name != "target.lock" and not found.is_dir():
             broken[f"{where}: {found.name} is left"] += 1
-    if old is not None and not target.exists():
+    if old is not None and not target.exists() and not case.removes:
         broken[f"{where}: the target is gone"] += 1
     if THREAD_LOCK.locked():
         broken[f"{where}: the lock is still held"] += 1
@@ -378,20 +406,15 @@ def named_staging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "O_TMPFILE", raising=False)
 
 
-@dataclass(frozen=True)
-class Case:
-    operation: Callable[[str], None]
-    old: bytes | None
-    named: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.operation.__name__}-{'old' if self.old else 'new'}{'-named' if self.named else ''}"
-
-
 CASES = [
-    *(Case(operation, OLD) for operation in REPLACING + GIVING_UP),
-    *(Case(operation, None) for operation in CREATING + GIVING_UP[:2]),
-    *(Case(operation, None if operation is exclusive else OLD, named=True) for operation in NAMED),
+    *(Case(operation, OLD) for operation in REPLACING),
+    *(Case(operation, None) for operation in CREATING),
+    *(Case(operation, OLD, gives_up=True) for operation in GIVING_UP),
+    *(Case(operation, None, gives_up=True) for operation in GIVING_UP[:2]),
+    *(
+        Case(operation, None if operation is exclusive else OLD, named=True, gives_up=operation in GIVING_UP)
+        for operation in NAMED
+    ),
 ]
 # The others are swept by tests/interrupts.
 FEW = [
@@ -412,14 +435,15 @@ def check(case: Case, directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
         named_staging(monkeypatch)
     rehearsal = directory / "rehearsal" / "target"
     rehearsal.parent.mkdir()
-    if case.old is not None:
-        rehearsal.write_bytes(case.old)
-    try:
-        case.operation(str(rehearsal))  # imports what is imported on first use
-    except BodyError:
-        pass
+    with mounted(rehearsal) if case.in_place else nullcontext():
+        if case.old is not None:
+            rehearsal.write_bytes(case.old)
+        try:
+            case.operation(str(rehearsal))  # imports what is imported on first use
+        except BodyError:
+            pass
     (directory / "sweep").mkdir()
-    bytecodes, broken = sweep(case.operation, directory / "sweep", case.old)
+    bytecodes, broken = sweep(case, directory / "sweep")
     assert bytecodes > 200
     assert not broken, "\n".join(f"{count:4} {what}" for what, count in broken.most_common())
     return bytecodes
@@ -446,10 +470,54 @@ def leaky(target: str) -> None:
         raise
 
 
-def test_sweep_finds_what_is_left(tmp_path: Path) -> None:
-    _, broken = sweep(leaky, tmp_path, OLD)
-    assert any("target.tmp is left" in what for what in broken)
-    assert any("descriptor leaked" in what for what in broken)
+def plain(target: str) -> None:
+    """Empties the file before it has what is to be there, and leaves the lock locked."""
+    THREAD_LOCK.acquire()
+    with open(target, "wb") as file:
+        file.write(NEW)
+    THREAD_LOCK.release()
+
+
+def gap(target: str) -> None:
+    """Takes the old file away before the new one is there."""
+    os.unlink(target)
+    os.link(target + ".bak", target)
+
+
+def swallowing(target: str) -> None:
+    """Goes on as if it had not been interrupted."""
+    try:
+        whole(target)
+    except KeyboardInterrupt:
+        pass
+
+
+def idle(target: str) -> None:
+    """Does nothing at all."""
+    os.path.exists(target)
+
+
+FLAWS = [
+    (leaky, "target.tmp is left"),
+    (leaky, "descriptor leaked"),
+    (plain, "neither old nor new"),
+    (plain, "the lock is still held"),
+    (gap, "the target is gone"),
+    (swallowing, "KeyboardInterrupt was swallowed"),
+    (idle, "it came through, and the old content is there"),
+]
+
+
+@pytest.mark.parametrize(("operation", "flaw"), FLAWS)
+def test_the_sweep_finds_each_flaw(
+    operation: Callable[[str], None], flaw: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if operation is gap:  # what is to be there lies ready
+        link = os.link
+        (tmp_path / "ready").write_bytes(NEW)
+        monkeypatch.setattr(os, "link", lambda _, target: link(tmp_path / "ready", target))
+    _, broken = sweep(Case(operation, OLD), tmp_path)
+    assert any(flaw in what for what in broken), broken
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
