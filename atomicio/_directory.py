@@ -1,7 +1,8 @@
 """Replacing a whole directory: the state machine of :mod:`atomicio._writer`, with a tree in place of a file.
 
 The new tree grows in ``.atomicio-<16 hex digits>.dir`` beside the target. At the commit the two change places in one step, and what
-then has the staging name is the old tree. Where they can't change places, the two renames of :mod:`atomicio._recovery` do.
+then has the staging name is the old tree. Where they can't change places, the two renames of :mod:`atomicio._recovery` do, and where the
+old one can't be renamed either, a copy of it is made before it is removed.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import os
 import stat
 
 from ._errors import NotDurableError, TargetChangedError, UnreplaceableTargetError, failure
+from ._posix import Descriptors
 from ._recovery import BACKUP, DIRECTORY, Record, exists, move, put_right, replace_backup
 from ._trees import DIRECTORY as DIRECTORY_FLAGS
-from ._trees import remove_tree, sync_tree
+from ._trees import copy_tree, remove_tree, sync_tree
 from ._writer import _COMMITTED, _STAGED, _UNREPLACEABLE, AtomicWriter, _platform  # type: ignore[attr-defined]
 
 TYPE_CHECKING = False
@@ -41,6 +43,8 @@ class Tree(_platform.Staging):
 
     #: What the staging names begin with: ``.atomicio-<16 hex digits>``.
     stem = ""
+    #: The name of a copy of the old tree, until it is whole.
+    copy: str | None = None
     #: The suffix under which the old tree is kept.
     backup: str | None = None
     #: Whether what is left has to stay: the device may still have the old names.
@@ -208,11 +212,39 @@ class Tree(_platform.Staging):
         self.record = Record(self._at, self._directory, self.name)
         self.record.create(self.stem, self.backup, sync=self._sync)
         try:
-            move(target, self._at + self.record.old, self._directory)
+            try:
+                move(target, self._at + self.record.old, self._directory)
+            except OSError as error:
+                if error.errno != errno.EXDEV or self._directory is None:
+                    raise
+                self._copy_and_remove(target)
             move(source, target, self._directory)
         except OSError:
             self._undo()
             raise
+
+    def _copy_and_remove(self, target: str) -> None:
+        """Instead of a rename of the old tree: copy it, make the copy the old tree, and remove what it was copied from."""
+        record = self.record
+        assert record is not None
+        record.resolve()  # nothing was renamed: the next one says what is about to happen
+        held = Descriptors()
+        try:
+            self.copy = _platform.temporary_name().removesuffix(".tmp") + DIRECTORY
+            os.mkdir(self._at + self.copy, 0o700, dir_fd=self._directory)
+            copy = held.open(self._at + self.copy, DIRECTORY_FLAGS, 0, self._directory)
+            self._claim_directory(copy)
+            copy_tree(held.open(target, DIRECTORY_FLAGS, 0, self._directory), copy)
+            if self._sync:
+                sync_tree(os.path.join(self.directory, self.copy), copy, copy)
+            record.create(self.stem, self.backup, copied=True, sync=self._sync)
+            move(self._at + self.copy, self._at + record.old, self._directory)
+            self.copy = None
+            if self._sync:
+                record.sync_directory()  # before anything goes, the device must have what replaces it
+        finally:
+            held.close()
+        remove_tree(target, self._directory)
 
     def _undo(self) -> None:
         """Close the gap: give the old tree its name back."""
@@ -275,6 +307,8 @@ class Tree(_platform.Staging):
             return
         if self.record is not None and self.record.held:
             self.record.resolve()
+        if self.copy is not None:
+            remove_tree(self._at + self.copy, self._directory)
         for name in (staged, spare):
             if self._is_staged(name):
                 remove_tree(self._at + name, self._directory)
@@ -424,8 +458,7 @@ class _DirectoryWriter(AtomicWriter["Any"]):
                 kind = UnreplaceableTargetError
                 advice = {
                     errno.EBUSY: "the directory is a mount point or somebody's root, and cannot be renamed",
-                    errno.EXDEV: "the directory is part of a lower layer of an overlay, as what comes with a container's image is, "
-                    "or bound to another file system, and cannot be renamed",
+                    errno.EXDEV: "the directory is bound to another file system, and cannot be renamed",
                     errno.EROFS: f"the directory {parent!r} is on a read-only file system",
                 }.get(code, f"the directory {parent!r} does not let you replace what is in it") + "; it was not changed"
         elif code in (errno.EACCES, errno.EPERM) and self._step == "check":
@@ -487,16 +520,16 @@ def atomic_directory(
     :param follow_symlinks: replace the directory that a symbolic link leads to (the default), or the link itself
     :param lock: writers that take turns, as in :func:`atomic_write`; the lock is the file ``NAME.lock`` beside the directory
     :param fallback: what to do where two directories can't change places (see below). ``"two-renames"`` renames the old one away
-        and the new one to its name, with a gap between in which there is none. ``"raise"`` raises
-        :exc:`UnreplaceableTargetError` instead.
+        and the new one to its name, with a gap between in which there is none; where the old one can't be renamed, it is copied and
+        then removed. ``"raise"`` raises :exc:`UnreplaceableTargetError` instead.
     :param backup: a suffix such as ``".bak"``: keep the old directory under the name with this suffix, replacing what is there
     :param make_parents: create missing directories above, durably if the level says so
     :returns: a writer that is a context manager for the path, which is of the type of *path*
     :raises ValueError: on a wrong option, before anything happens
     :raises NotADirectoryError: if the target is a file
     :raises PermissionError: if the caller may not create and remove in the target, whoever may rename it
-    :raises UnreplaceableTargetError: if the target can't be renamed: a mount point, a directory of an overlay's lower layer, a parent
-        directory one may not write in; the target is untouched
+    :raises UnreplaceableTargetError: if the target can't be renamed: a mount point, a parent directory one may not write in; or if
+        it would have to be removed first, and holds what can't be; the target is untouched
     :raises NotDurableError: if the target was replaced but the directory it is in can't be synced; the old tree is left under a
         staging name then, because after a power cut it may be the one that is needed
     :raises OSError: if staging, syncing or renaming failed; the target is untouched unless ``committed`` is True
@@ -505,7 +538,8 @@ def atomic_directory(
     Linux: renameat2(2) with ``RENAME_EXCHANGE`` (3.15; ext4, xfs, btrfs, tmpfs and others); macOS: renamex_np(2) with
     ``RENAME_SWAP``. Elsewhere, and on NFS and many FUSE file systems, two renames: a reader may find no directory for a moment, and a
     process killed in that moment leaves none, until the next :func:`atomic_directory` of the same path or ``python -m atomicio recover``
-    gives the old one its name back. At no moment can a crash lose both.
+    gives the old one its name back. At no moment can a crash lose both. A directory of an overlay's lower layer (what comes with a
+    container's image) can't be renamed (overlayfs.rst of the kernel): it is copied, then removed, which makes the gap longer.
     """
     if fallback not in _FALLBACKS:
         raise ValueError(f"invalid fallback: {fallback!r}; use 'two-renames' or 'raise'")

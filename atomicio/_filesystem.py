@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-__all__ = ["Mount", "mount_of"]
+__all__ = ["Mount", "mount_id", "mount_of", "syncs_whole"]
 
 # Served by another machine, or by the host of a virtual machine: proc_filesystems(5) and their own manual pages.
 _NETWORK = frozenset(
@@ -52,18 +52,25 @@ class Mount:
         return min(self.options & {"volatile", "nobarrier", "barrier=0"}, default=None)
 
 
-def mount_of(fd: int) -> Mount | None:
-    """Return the mount that *fd* is on; None where the system does not say."""
+def mount_id(fd: int) -> str | None:
+    """Return what tells the mount that *fd* is on from others, bind mounts of one file system among them; None without /proc."""
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
             found = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
+    except OSError:
+        return None  # not Linux, or no /proc
+    return found[1] if found else None
+
+
+def mount_of(fd: int) -> Mount | None:
+    """Return the mount that *fd* is on; None where the system does not say."""
+    number = mount_id(fd)
+    if number is not None:
         # surrogateescape: mount points have any names
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
-                if found and line.startswith(found[1] + " "):
+                if line.startswith(number + " "):
                     return Mount(line)
-    except OSError:
-        pass  # not Linux, or no /proc
     return None
 
 

@@ -2,9 +2,14 @@
 
 Where two directories cannot change places in one step (Windows, NFS, many FUSE file systems, kernels before Linux 3.15), the old
 tree is renamed away and then the new one to the target's name. In the gap between, the target has no name. A record beside it, made
-and synced before, says how to put things right after a kill or a power cut in the gap::
+and synced before, says how to put things right after a kill or a power cut in the gap.
 
-    .atomicio-<from the target's name>.recover   the record: target, stem, and the suffix of a backup if one was asked for
+A directory of an overlay's lower layer cannot even be renamed (EXDEV: overlayfs.rst of the kernel, "Renaming directories"). What is
+renamed "away" there is a copy, whole and synced; the directory itself is then removed file by file, which makes the gap as long as that
+takes, and the record says so::
+
+    .atomicio-<from the target's name>.recover   the record: target, stem, the suffix of a backup if one was asked for, and whether
+                                                 the old tree is a copy
     .atomicio-<stem>.backup                      the old tree, from the first rename on
     .atomicio-<stem>.dir                         the new tree, until the second
 
@@ -16,7 +21,8 @@ the target  the old one  the new one
 is there    is not       is or not    nothing was begun, or it was undone: only the record goes
 is not      is there     is or not    the gap: the old tree gets its name back
 is there    is there     is not       it was done: the old tree becomes the backup or is left to be removed; the record goes
-is there    is there     is there     somebody made a new target in the gap: it stays, and the old tree stays as a recovery copy
+is there    is there     is there     somebody made a new target in the gap: it stays, and the old tree stays as a recovery copy;
+                                      but where that is a copy: the gap, the rest of the target is removed, and the copy gets its name
 ==========  ===========  ===========  ===============================================================================================
 
 A process that replaces a directory holds a lock on its record; whoever finds one waits for it.
@@ -30,6 +36,7 @@ import re
 import stat
 
 from ._posix import Descriptors, sync_directory, sync_file, write_all
+from ._trees import remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +105,12 @@ def replace_backup(old: str, backup: str, spare: str, directory: int | None) -> 
     except OSError as error:
         if error.errno not in _OCCUPIED:
             raise
-        move(backup, spare, directory)
+        try:
+            move(backup, spare, directory)
+        except OSError as immovable:
+            if immovable.errno != errno.EXDEV:
+                raise
+            remove_tree(backup, directory)
         move(old, backup, directory)
 
 
@@ -143,6 +155,8 @@ class Record(Descriptors):
 
     stem = ""
     backup: str | None = None
+    copied = False
+    """Whether the old tree is a copy, and what has the target's name is being removed."""
     outcome = ""
     """What :meth:`resolve` did: ``"nothing"``, ``"restored"``, ``"done"`` or ``"kept"``, in the order of the table above."""
     sure = False
@@ -157,11 +171,11 @@ class Record(Descriptors):
 
     # -- make and find --------------------------------------------------------------------------------------------------------
 
-    def create(self, stem: str, backup: str | None, *, sync: bool) -> None:
+    def create(self, stem: str, backup: str | None, *, copied: bool = False, sync: bool) -> None:
         """Make the record, after what another left was put right."""
         import json  # noqa: PLC0415
 
-        self.stem, self.backup = stem, backup
+        self.stem, self.backup, self.copied = stem, backup, copied
         while True:
             try:
                 fd = self.open(self._at + self.name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666, self._directory)
@@ -172,7 +186,7 @@ class Record(Descriptors):
             if self._is_named(fd):
                 break
             self.close_last()  # somebody took the empty file for litter
-        content = {"what": "atomicio directory", "target": self.target, "stem": stem, "backup": backup}
+        content = {"what": "atomicio directory", "target": self.target, "stem": stem, "backup": backup, "copied": copied}
         write_all(fd, json.dumps(content).encode())
         if sync:
             sync_file(fd)
@@ -213,19 +227,20 @@ class Record(Descriptors):
         """Read what the record says. One that is cut short was left before anything was renamed, or says nothing."""
         import json  # noqa: PLC0415
 
-        target, stem, backup = "", "", None
+        target, stem, backup, copied = "", "", None, False
         try:
             content = json.loads(os.read(fd, _LIMIT))
-            target, stem, backup = content["target"], content["stem"], content["backup"]
+            target, stem, backup, copied = content["target"], content["stem"], content["backup"], content["copied"]
             right = (
                 record_name(target) == self.name
                 and _STEM.fullmatch(stem)
                 and (backup is None or (isinstance(backup, str) and backup and not re.search(r"[/\\\0]", backup)))
+                and isinstance(copied, bool)
             )
         except (ValueError, TypeError, KeyError, AttributeError):
             right = False
         if right:
-            self.target, self.stem, self.backup = target, stem, backup
+            self.target, self.stem, self.backup, self.copied = target, stem, backup, copied
         elif (self.target and exists(self._at + self.target, self._directory)) or not self._copies():
             self.stem = ""  # nothing is missing, or nothing is there that could be what is missing
         else:
@@ -255,7 +270,10 @@ class Record(Descriptors):
         at, directory = self._at, self._directory
         outcome = "nothing"
         if self.stem and exists(at + self.old, directory):
-            if not exists(at + self.target, directory):
+            begun = self.copied and exists(at + self.new, directory)
+            if begun or not exists(at + self.target, directory):
+                if begun:
+                    remove_tree(at + self.target, directory)
                 move(at + self.old, at + self.target, directory)
                 self.sync_directory()
                 outcome = "restored"
@@ -305,8 +323,6 @@ def put_right(at: str, directory: int | None, target: str = "", name: str = "", 
             return None
         record.resolve()
         if record.sure and record.stem:
-            from ._trees import remove_tree  # noqa: PLC0415
-
             try:
                 remove_tree(at + record.new, directory)
             except OSError:

@@ -83,11 +83,26 @@ def no_exchange(code: int) -> Callable[..., None]:
     return refuse
 
 
-@pytest.fixture(params=["exchange", "two renames"])
+def rename_as_overlay(rename: Callable[..., None]) -> Callable[..., None]:
+    """Refuse to rename directories that the library did not make itself, as overlay does for those of a lower layer."""
+
+    def call(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        mode = os.stat(source, dir_fd=src_dir_fd, follow_symlinks=False).st_mode
+        if src_dir_fd is not None and stat.S_ISDIR(mode) and not os.path.basename(source).startswith(".atomicio-"):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    return call
+
+
+@pytest.fixture(params=["exchange", "two renames", "copy"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where two directories can change places, and where the file system says EINVAL to that, as NFS does."""
+    """Where two directories can change places, where the file system says EINVAL to that, as NFS does, and an overlay's lower layer."""
     if request.param == "two renames":
         monkeypatch.setattr(_syscalls, "exchange", no_exchange(errno.EINVAL))
+    elif request.param == "copy":
+        monkeypatch.setattr(_syscalls, "exchange", no_exchange(errno.EXDEV))
+        monkeypatch.setattr(os, "rename", rename_as_overlay(os.rename))
     return request.param
 
 
@@ -504,6 +519,12 @@ def test_what_cannot_be_removed_is_left_and_told(reachable: Path, form: str) -> 
     os.chown(reachable / "site", NOBODY, NOBODY)
     (reachable / "site/theirs").mkdir()
     (reachable / "site/theirs/file").write_text("theirs")
+    if form == "copy":  # what can't be removed can't be got out of the way
+        assert as_nobody(lambda: refused("site"), reachable) == "site False UnreplaceableTargetError"
+        assert tree(reachable / "site") == {**OLD_TREE, "theirs": None, "theirs/file": "theirs"}
+        assert os.listdir(reachable) == ["site"]
+        return
+
     def replace() -> str:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -531,9 +552,16 @@ def test_what_is_mounted_in_the_old_tree_is_left_alone(place: Path, form: str) -
             (place / "site" / name).mkdir(parents=True)
             subprocess.run(["mount", "--bind", place / "data", place / "site" / name], check=True)
             mounted.append(name)
-        with pytest.warns(RuntimeWarning, match="busy"), atomic_directory(place / "site") as staging:
-            fill(staging, NEW)
-        assert tree(place / "site") == NEW_TREE
+        if form == "copy":
+            before = tree(place / "site")
+            with pytest.raises(UnreplaceableTargetError, match="busy"), atomic_directory(place / "site") as staging:
+                fill(staging, NEW)
+            assert tree(place / "site") == before
+            assert sorted(os.listdir(place)) == ["data", "site"]
+        else:
+            with pytest.warns(RuntimeWarning, match="busy"), atomic_directory(place / "site") as staging:
+                fill(staging, NEW)
+            assert tree(place / "site") == NEW_TREE
         assert tree(place / "data") == {"precious": "data"}
     finally:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -561,20 +589,43 @@ def test_a_mount_point_cannot_be_replaced(place: Path) -> None:
 @linux
 def test_a_lower_layer_of_an_overlay(tmp_path: Path) -> None:
     """What comes with a container's image can't be renamed at all; what was made in the container can."""
-    for name in ("lower/site", "upper", "work", "merged"):
+    for name in ("upper", "work", "merged"):
         (tmp_path / name).mkdir(parents=True)
-    fill(tmp_path / "lower/site", OLD)
+    for name in ("site", "gone", "kept", "kept.bak"):
+        fill(tmp_path / "lower" / name, OLD)
     layers = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work,redirect_dir=off"
     mount = ["mount", "-t", "overlay", "overlay", "-o", layers, tmp_path / "merged"]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no overlay can be mounted here")
     merged = tmp_path / "merged"
     try:
-        with pytest.raises(UnreplaceableTargetError, match="overlay") as caught, atomic_directory(merged / "site") as staging:
+        with (
+            pytest.raises(UnreplaceableTargetError, match="two-renames") as caught,
+            atomic_directory(merged / "site", fallback="raise") as staging,
+        ):
             fill(staging, NEW)
         assert caught.value.errno == errno.EXDEV
         assert tree(merged / "site") == OLD_TREE
-        assert os.listdir(merged) == ["site"]
+        assert sorted(os.listdir(merged)) == ["gone", "kept", "kept.bak", "site"]
+        for kept in (False, True):  # the first one replaces what comes from the image, and so does the second backup
+            with atomic_directory(merged / ("kept" if kept else "gone"), backup=".bak" if kept else None) as staging:
+                fill(staging, NEW)
+            assert tree(merged / ("kept" if kept else "gone")) == NEW_TREE
+        assert tree(merged / "kept.bak") == OLD_TREE
+        assert sorted(os.listdir(merged)) == ["gone", "kept", "kept.bak", "site"]
+        for number in range(1, 100):
+            if not killed(merged, number, None, how="as it is"):
+                break
+            assert OLD_TREE in [tree(path) for path in merged.iterdir() if path.is_dir()] or tree(merged / "site") == {"c": ""}
+            result = subprocess.run([sys.executable, "-m", "atomicio", "recover", merged], capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+            if tree(merged / "site") == {"c": ""}:  # done: from here on the directory is no longer of the lower layer
+                break
+            assert tree(merged / "site") == OLD_TREE
+        assert number > 20
+        for each in merged.iterdir():
+            _trees.remove_tree(str(each))
+        (merged / "site").mkdir()
         for content in (OLD, NEW):
             with atomic_directory(merged / "new") as staging:
                 fill(staging, content)
@@ -1002,37 +1053,44 @@ def counted(original):
         return original(*arguments, **keywords)
     return call
 def refuse(*_):
-    raise OSError(errno.EINVAL, "no")
-_syscalls.exchange = refuse
+    raise OSError(errno.EXDEV, "no")
+def rename(source, target, original=os.rename, **keywords):
+    if {how!r} == "copy" and source.startswith("site"):
+        refuse()
+    original(source, target, **keywords)
+if {how!r} != "as it is":
+    _syscalls.exchange, os.rename = refuse, rename
 with atomicio.atomic_directory({target!r}, backup={backup!r}, durability="consistent") as staging:
     open(staging + "/c", "w").close()
-    for name in "rename", "unlink", "rmdir", "fsync", "write", "open":
+    for name in "rename", "unlink", "rmdir", "mkdir", "fsync", "write", "open":
         setattr(os, name, counted(getattr(os, name)))
 print("done")
 """
 
 
-def killed(place: Path, number: int, backup: str | None) -> bool:
-    """Replace `site` by two renames, with a SIGKILL at the `number`-th change; tell whether there was one."""
+def killed(place: Path, number: int, backup: str | None, how: str) -> bool:
+    """Replace `site` with a gap, with a SIGKILL at the `number`-th change; tell whether there was one."""
     package = str(Path(atomicio.__file__).parent.parent)
-    code = RENAMES.format(number=number, package=package, target=str(place / "site"), backup=backup)
+    code = RENAMES.format(number=number, package=package, target=str(place / "site"), backup=backup, how=how)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode in (0, -9), result.stderr
     return result.returncode == -9
 
 
+@pytest.mark.parametrize("how", ["two renames", "copy"])
 @pytest.mark.parametrize("backup", [None, ".bak"])
-def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, backup: str | None) -> None:
+def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, backup: str | None, how: str) -> None:
     gaps = 0
     for number in range(1, 100):
         remedy = ("the next call", "recover PATH", "recover DIR")[number % 3]
         place = tmp_path / str(number)
         fill(place / "site", OLD)
-        if not killed(place, number, backup):
+        if not killed(place, number, backup, how):
             assert tree(place / "site") == {"c": ""}
             break
         trees = [tree(path) for path in place.iterdir() if path.is_dir()]
-        new, gap = {"c": ""}, not (place / "site").exists()
+        new, found = {"c": ""}, tree(place / "site")
+        gap = found not in (OLD_TREE, new)  # none, or the rest of one that is being removed
         assert OLD_TREE in trees or tree(place / "site") == new, "the old one is there, or the new one under the name"
         gaps += gap
         before = tree(place / "site")
@@ -1043,7 +1101,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, backup: str | None) 
             where = place / "site" if remedy == "recover PATH" else place
             result = subprocess.run([sys.executable, "-m", "atomicio", "recover", where], capture_output=True, text=True)
             assert result.returncode == 0, result.stderr
-            assert ("put back as it was" in result.stdout) == gap
+            assert not gap or "put back as it was" in result.stdout
         after = tree(place / "site")
         if gap:
             assert after == OLD_TREE, "in the gap the old one comes back"
@@ -1060,6 +1118,66 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path: Path, backup: str | None) 
             assert left - {".dir"} == {"site"}
     assert gaps >= 1
     assert number > 8
+
+
+@pytest.mark.parametrize("form", ["copy"], indirect=True)
+def test_what_cannot_be_removed_half_way(place: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old tree, of which there is a copy, is neither whole nor gone, and stays so until the recovery rule can be followed."""
+
+    def unlink(path: str, *, dir_fd: int | None = None) -> None:
+        if path == "b":
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        original(path, dir_fd=dir_fd)
+
+    original = os.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        with pytest.raises(OSError, match="recover") as caught, atomic_directory(place / "site") as staging:
+            fill(staging, NEW)
+    assert caught.value.committed is True  # type: ignore[attr-defined]
+    (copy,) = place.glob("*.backup")
+    assert str(copy) in str(caught.value)
+    assert tree(copy) == OLD_TREE
+    ((_, record),) = _recovery.recover(str(place))
+    assert not isinstance(record, OSError)
+    assert record.outcome == "restored"
+    assert tree(place / "site") == OLD_TREE
+    assert os.listdir(place) == ["site"]
+
+
+@linux
+@pytest.mark.parametrize("form", ["copy"], indirect=True)
+def test_the_copy_is_like_the_old_one(place: Path, form: str) -> None:
+    """It is what is put back, and what `backup=` keeps."""
+    site = place / "site"
+    os.mkfifo(site / "fifo", 0o640)
+    (site / "link").symlink_to("/etc")
+    (site / "a").chmod(0o4711)
+    (site / "sub").chmod(0o2750)
+    os.setxattr(site / "a", "user.color", b"blue")
+    os.setxattr(site / "sub", "user.color", b"red")
+    if ROOT:
+        for name in ("a", "sub", "link", "fifo"):
+            os.chown(site / name, 1234, 4321, follow_symlinks=False)
+        (site / "a").chmod(0o4711)
+        (site / "sub").chmod(0o2750)
+    for name in ("a", "sub/b", "sub", "."):
+        os.utime(site / name, ns=(1, 2))
+
+    def look(top: Path) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for path in (top, *top.rglob("*")):
+            status = path.lstat()
+            times = None if stat.S_ISLNK(status.st_mode) or stat.S_ISFIFO(status.st_mode) else status.st_mtime_ns
+            attributes = {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)}
+            found[str(path.relative_to(top))] = (status.st_mode, status.st_uid, status.st_gid, times, attributes)
+        return found
+
+    before = look(site)
+    assert len(before) == 6
+    with atomic_directory(site, backup=".bak") as staging:
+        fill(staging, NEW)
+    assert look(place / "site.bak") == before
 
 
 def arrange(place: Path, target: bool, old: bool, new: bool, backup: str | None = None) -> _recovery.Record:
@@ -1148,10 +1266,10 @@ def test_a_live_writer_is_waited_for(place: Path) -> None:
         b"[]",
         b"null",
         b"\xff\xfe",
-        json.dumps({"target": "other", "stem": ".atomicio-0123456789abcdef", "backup": None}).encode(),
-        json.dumps({"target": "site", "stem": "../../etc", "backup": None}).encode(),
-        json.dumps({"target": "site", "stem": ".atomicio-0123456789abcdef", "backup": "/../../etc/passwd"}).encode(),
-        json.dumps({"target": ["site"], "stem": 3, "backup": None}).encode(),
+        json.dumps({"target": "other", "stem": ".atomicio-0123456789abcdef", "backup": None, "copied": False}).encode(),
+        json.dumps({"target": "site", "stem": "../../etc", "backup": None, "copied": False}).encode(),
+        json.dumps({"target": "site", "stem": ".atomicio-0123456789abcdef", "backup": "/../../etc/passwd", "copied": False}).encode(),
+        json.dumps({"target": ["site"], "stem": 3, "backup": None, "copied": False}).encode(),
     ],
 )
 def test_a_record_that_says_nothing_changes_nothing(tmp_path: Path, content: bytes) -> None:

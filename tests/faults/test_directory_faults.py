@@ -45,10 +45,16 @@ import json, os, sys
 sys.path[:0] = [{package!r}]
 import atomicio
 from atomicio import _syscalls
-if {gap}:
-    def refuse(*_):
-        raise OSError(22, "not here")
+def refuse(*_):
+    raise OSError(18, "not here")
+def rename(source, target, original=os.rename, **keywords):
+    if source == "site":
+        refuse()
+    original(source, target, **keywords)
+if {form!r} != "exchange":
     _syscalls.exchange = refuse
+if {form!r} == "copy":  # as overlay refuses it for a directory of a lower layer
+    os.rename = rename
 def replace(target):
     with atomicio.atomic_directory(target, backup={backup!r}) as staging:
         os.mkdir(staging + "/more")
@@ -80,12 +86,12 @@ def fill(directory: Path) -> None:
         (directory / name).write_text(text)
 
 
-def run(root: Path, number: int, gap: bool, backup: str | None, injection: str | None) -> tuple[Path, str, str]:
+def run(root: Path, number: int, form: str, backup: str | None, injection: str | None) -> tuple[Path, str, str]:
     """Replace a directory with one fault; return the directory it is in, what the program said, and the log."""
     place, log = root / f"run{number}", root / f"log{number}"
     for name in ("first/site", "second/site"):
         fill(place / name)
-    code = PROGRAM.format(package=str(Path(atomicio.__file__).parent.parent), gap=gap, backup=backup)
+    code = PROGRAM.format(package=str(Path(atomicio.__file__).parent.parent), form=form, backup=backup)
     strace = ["strace", "-f", "-q", "-s", "64", "-o", str(log), *(["-e", injection] if injection else [])]
     python = [sys.executable, "-I", "-S", "-B", "-W", "error::RuntimeWarning", "-c", code]
     result = subprocess.run([*strace, *python, place / "first/site", place / "second/site"], capture_output=True, text=True, timeout=120)
@@ -106,12 +112,12 @@ def calls(log: str) -> list[tuple[str, int, str]]:
     return found
 
 
-def judge(place: Path, said: str, kind: str, name: str, gap: bool, backup: str | None) -> list[str]:
+def judge(place: Path, said: str, kind: str, name: str, form: str, backup: str | None) -> list[str]:
     broken: list[str] = []
     killed = kind == "kill"
     trees = [tree(path) for path in place.iterdir() if path.is_dir()]
     there = (place / "site").exists()
-    if not there and not (killed and gap):
+    if not there and not (killed and form != "exchange"):
         return [f"the target is gone: {said}"]
     if OLD not in trees and (not there or tree(place / "site") != NEW):
         return [f"both are lost: {trees}"]
@@ -147,9 +153,9 @@ def judge(place: Path, said: str, kind: str, name: str, gap: bool, backup: str |
 
 
 @pytest.mark.parametrize("backup", [None, ".bak"])
-@pytest.mark.parametrize("gap", [False, True], ids=["exchange", "two renames"])
-def test_every_call_of_a_commit_fails(tmp_path: Path, gap: bool, backup: str | None) -> None:
-    place, said, log = run(tmp_path, 0, gap, backup, None)
+@pytest.mark.parametrize("form", ["exchange", "two renames", "copy"])
+def test_every_call_of_a_commit_fails(tmp_path: Path, form: str, backup: str | None) -> None:
+    place, said, log = run(tmp_path, 0, form, backup, None)
     assert json.loads(said)["error"] is None
     assert tree(place / "site") == NEW
     faults = [
@@ -164,12 +170,12 @@ def test_every_call_of_a_commit_fails(tmp_path: Path, gap: bool, backup: str | N
         name, count, kind, line = fault
         what = "signal=KILL" if kind == "kill" else f"error={kind}"
         number = next(numbers)
-        place, said, _ = run(tmp_path, number, gap, backup, f"inject={name}:{what}:when={count}")
-        found = judge(place, said, kind, name, gap, backup)
+        place, said, _ = run(tmp_path, number, form, backup, f"inject={name}:{what}:when={count}")
+        found = judge(place, said, kind, name, form, backup)
         shutil.rmtree(tmp_path / f"run{number}")
         return [f"{each}\n    {kind} at {line}" for each in found]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = [each for broken in pool.map(check, faults) for each in broken]
-    harness.runs[f"atomic_directory, {'two renames' if gap else 'exchange'}{', backup' if backup else ''}"] += len(faults)
+    harness.runs[f"atomic_directory, {form}{', backup' if backup else ''}"] += len(faults)
     assert not found, f"{len(found)} broken promises\n" + "\n".join(found)

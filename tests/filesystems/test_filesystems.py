@@ -422,7 +422,7 @@ def test_files_of_the_lower_layer(layer, private_mounts, table):
 
 
 def test_directories_of_the_lower_layer(private_mounts, table):
-    """Neither exchange nor rename moves a directory of the lower layer (EXDEV, without redirect_dir): refused, untouched."""
+    """Neither exchange nor rename moves a directory of the lower layer (EXDEV, without redirect_dir): it is copied and removed."""
     with _enter(places.tmpfs, private_mounts) as ram:
         lower, upper, work, merged = (os.path.join(ram, name) for name in ("lower", "upper", "work", "merged"))
         for path in (lower, upper, work, merged, os.path.join(lower, "site")):
@@ -431,13 +431,17 @@ def test_directories_of_the_lower_layer(private_mounts, table):
         with mounts.mounted("none", merged, "overlay", f"lowerdir={lower},upperdir={upper},workdir={work}"):
             os.chdir(merged)
             found = outcome(_replace_site)
-            assert get("site/page") == OLD
-            assert os.listdir(".") == ["site"]
+            assert get("site/page") == NEW
+            assert get("site.bak/page") == OLD
+            assert sorted(os.listdir(".")) == ["site", "site.bak"]
             os.chdir("/")
     table.setdefault("overlayfs, files of the lower layer", {})["a whole directory"] = found
-    assert found == "refused: UnreplaceableTargetError EXDEV, untouched"
+    assert found == "copied first, with a gap"
 
 
-def _replace_site() -> None:
-    with atomicio.atomic_directory("site") as staging:
+def _replace_site() -> str:
+    with pytest.raises(atomicio.UnreplaceableTargetError), atomicio.atomic_directory("site", fallback="raise"):
+        pass
+    with atomicio.atomic_directory("site", backup=".bak") as staging:
         put(os.path.join(staging, "page"), NEW)
+    return "copied first, with a gap"
