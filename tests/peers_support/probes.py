@@ -616,39 +616,32 @@ def closed_early(library: Library, folder: str) -> str:
     return content(path)
 
 
-@probe("is the content synced before it is published?", needs="strace")
-def file_sync(library: Library, folder: str) -> str:
-    return _syncs(library, folder)[0]
-
-
-@probe("is the directory synced after it?", needs="strace")
-def directory_sync(library: Library, folder: str) -> str:
-    return _syncs(library, folder)[1]
-
-
-def _syncs(library: Library, folder: str) -> tuple[str, str]:
-    """What a write syncs, and when, as the kernel is told."""
+@probe("what is synced", needs="strace")
+def synced(library: Library, folder: str) -> str:
+    """What a write makes the kernel write to the device, and when, by the system calls."""
     path, log = os.path.join(folder, "target"), os.path.join(folder, "strace.log")
     code = f"from peers_support.libraries import LIBRARIES\nLIBRARIES[{library.name!r}].write({path!r}, b'new')"
     calls = "fsync,fdatasync,rename,renameat,renameat2,link,linkat"
     command = ["strace", "-f", "--seccomp-bpf", "-y", "-qq", "-e", f"trace={calls}", "-e", "signal=none", "-o", log]
     subprocess.run([*command, sys.executable, "-c", code], env=_environment(), check=True, capture_output=True)
-    file = directory = published = ""
+    steps = []
     with open(log, encoding="utf-8") as lines:
         for line in lines:
             if folder not in line or " = -1 " in line:
                 continue
-            if re.search(r"\bf(data)?sync\(", line):
-                synced = re.search(r"\(\d+<([^>]*)>", line)[1]  # type: ignore[index]
-                if synced == folder:
-                    directory = "yes" if published else "before"
-                else:
-                    file = file or ("yes, **but only afterwards**" if published else "yes")
-            elif re.search(r'/?target"(, |\))(?!.*target")', line):
-                published = "yes"
-    if file and not published:
-        file = "yes, in place"
-    return file or "**no**", directory or "no"
+            if sync := re.search(r"\bf(?:data)?sync\(\d+<([^>]*)>", line):
+                steps.append("directory" if sync[1] == folder else "content")
+            elif re.search(r'[/"]target"(?!.*target)', line):
+                steps.append("publish")
+    sequence = " ".join(dict.fromkeys(steps))
+    return {
+        "": "**nothing**",
+        "publish": "**nothing**",
+        "content": "the content, in place",
+        "content publish": "the content",
+        "content publish directory": "the content, then the directory",
+        "publish content": "the content, **but only when it can be seen already**",
+    }.get(sequence, sequence)
 
 
 def _environment() -> dict[str, str]:
