@@ -14,6 +14,9 @@ neither for metadata nor for the cache of the device.)
 
 Directories are held open once for all files in them, and no more than 64: beyond, the one that was not needed for the
 longest time is closed, and opened again when it is.
+
+A settled file has no descriptor, and so no lock that shows whoever cleans up that it belongs to somebody alive. One
+locked file for each file system shows it instead: it has a name, a hard link, in each directory of the batch.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from functools import partial
 from operator import call
 
 from ._errors import NotDurableError, PartialCommitError, UnreplaceableTargetError, WriterStateError, failure
-from ._posix import Descriptors, sync_file
+from ._posix import CLAIM, Descriptors, hard_link, lock_whole, sync_file, temporary_name
 from ._writer import _ABORTED, _COMMITTED, _DURABILITIES, _STAGED, AtomicWriter
 
 if sys.platform == "win32":
@@ -37,7 +40,7 @@ else:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
     from typing import IO, Any, Self, TypeVar, overload
 
@@ -63,6 +66,7 @@ _THREADS = 8
 
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _FILE_FLAGS = _CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+_CLAIM_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
 _DIRECTORY_FLAGS = os.O_RDONLY | _CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 # For a directory that may be written in but not read, as in _posix.
 _ANCHOR_FLAGS = getattr(os, "O_PATH", getattr(os, "O_SEARCH", 0)) | _CLOEXEC | getattr(os, "O_DIRECTORY", 0)
@@ -75,6 +79,9 @@ class _FileSystem(Descriptors):
 
     #: Whether one syncfs(2) is as good as an fsync(2) of each file.
     whole = False
+    _watched = -1
+    #: Where the file is that shows the batch to be alive; None if there is none.
+    _claimed: str | None = None
 
     def watch(self, directory: int) -> None:
         """Hold a descriptor from before the first write: syncfs(2) reports what failed since it was opened."""
@@ -84,7 +91,7 @@ class _FileSystem(Descriptors):
             from ._filesystem import syncs_whole  # noqa: PLC0415
 
             if syncs_whole(directory):
-                self.open(".", _DIRECTORY_FLAGS, 0, directory)
+                self._watched = self.open(".", _DIRECTORY_FLAGS, 0, directory)
                 self.whole = True
         except (ImportError, PermissionError):
             pass  # a directory that may not be read can't be synced either, but its files can
@@ -94,19 +101,35 @@ class _FileSystem(Descriptors):
         from ._syscalls import syncfs  # noqa: PLC0415
 
         try:
-            syncfs(self._fds[-1])
+            syncfs(self._watched)
         except OSError as error:
             if error.errno not in _NO_SYNCFS:
                 raise
             self.whole = False
             return False
         # ext2, and ext4 without a journal, leave the cache of the device to fsync(2).
-        os.fsync(self._fds[-1])
+        os.fsync(self._watched)
         return True
+
+    def claim(self, directory: _Directory) -> None:
+        """Keep `clean` away from what will be settled in *directory*. Where that is not possible, the age does for a while."""
+        fd = directory.descriptor()
+        directory.claim = name = temporary_name(CLAIM)
+        try:
+            if self._claimed is not None:
+                hard_link(self._claimed, name, None, fd)
+            else:
+                lock_whole(self.open(name, _CLAIM_FLAGS, 0o666, fd))
+                self._claimed = os.path.join(directory.path, name)
+        except OSError:
+            pass
 
 
 class _Directory(Descriptors):
     """A directory that has files of the batch."""
+
+    #: The name that the claim of its file system has in it.
+    claim: str | None = None
 
     def __init__(self, path: str, identity: tuple[int, int] | None, file_system: _FileSystem) -> None:
         super().__init__()
@@ -151,16 +174,17 @@ class _Directories:
         key = identity or os.path.normcase(path)
         directory = self._known.get(key)
         if directory is None:
-            file_system = self._file_systems.get(device)
-            if file_system is None:
-                file_system = _FileSystem()
+            if device not in self._file_systems:
+                file_system = self._file_systems[device] = _FileSystem()
                 if self._sync and fd is not None:
                     file_system.watch(fd)
-                self._file_systems[device] = file_system
+            file_system = self._file_systems[device]
             directory = self._known[key] = _Directory(path, identity, file_system)
         if fd is not None and not directory.opened:
             self._use(directory)
             directory.share(fd)
+            if directory.claim is None:
+                directory.file_system.claim(directory)
         return directory
 
     def descriptor(self, directory: _Directory) -> int:
@@ -176,7 +200,19 @@ class _Directories:
             self._opened.pop(oldest, None)
         self._opened[directory] = None
 
-    def close(self) -> None:
+    def unclaim(self, directories: Iterable[_Directory]) -> None:
+        """Take back what was claimed in *directories*: nothing that is only settled is left there."""
+        for directory in directories:
+            if directory.claim is not None:
+                try:
+                    os.unlink(directory.claim, dir_fd=self.descriptor(directory))
+                except OSError:
+                    pass  # never made; or left, as litter that `clean` knows
+                directory.claim = None
+
+    def close(self, *, owned: bool) -> None:
+        if owned:
+            self.unclaim(self._known.values())
         for directory in self._known.values():
             directory.close()
         for file_system in self._file_systems.values():
@@ -510,6 +546,7 @@ class _Group:
                             raise
                         writer.staging.publish_new(sync=False)  # no hard links here
                     done.append(None)
+            self.directories.unclaim({writer.staging.place: None for writer in writers})
 
     def _not_renamed(self, error: OSError) -> OSError:
         """Return the error to raise for one in the middle of the renames; what was renamed is synced first."""
@@ -546,7 +583,7 @@ class _Group:
         for writer in reversed(self._writers.values()):
             writer.end(committed=id(writer) in committed)
         self.settled, self._order, self._writers = [], [], {}
-        self.directories.close()
+        self.directories.close(owned=os.getpid() == self.owner)
         self._over = True
 
     def __del__(self) -> None:
@@ -900,7 +937,7 @@ def batch(*, durability: Durability = "durable") -> Batch:
 
     On Linux since 5.8, the wait is one syncfs(2) for each file system, on ext4, xfs, btrfs and f2fs. It waits for what
     other programs have written there too, and fails if any of that was lost. Elsewhere every file is synced by itself,
-    several at a time. Descriptors: one for each file that is open in the block, at most 64 for directories, one for
+    several at a time. Descriptors: one for each file that is open in the block, at most 64 for directories, two for
     each file system.
     """
     return Batch(durability)

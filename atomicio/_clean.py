@@ -2,8 +2,9 @@
 
 A writer holds a lock on what it stages, for as long as it lives: flock(2), or on a file that it has lent to a consumer, which may use
 flock itself, an open file description lock on one byte far behind the end. The kernel drops them with the process, however it ends.
-So whoever gets these locks knows that the writer is gone. Where locks say nothing (another machine may be the writer, the system has
-no such locks) nothing is removed, only reported.
+So whoever gets these locks knows that the writer is gone. The complete files of a batch, of which there may be more than descriptors,
+share the lock of one more file, which has a name in each of their directories. Where locks say nothing (another machine may be the
+writer, the system has no such locks) nothing is removed, only reported.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import errno
 import os
 import re
 import stat
-import sys
 import time
 
 from ._filesystem import mount_of
-from ._posix import CLAIMED_BYTE, Descriptors
+from ._posix import CLAIM, Descriptors, lock_byte
 from ._recovery import RECORD
 from ._trees import DIRECTORY as DIRECTORY_FLAGS
 from ._trees import remove_tree
@@ -57,8 +57,8 @@ class Leftover:
         self.directory = stat.S_ISDIR(status.st_mode)
         #: Its size in bytes; of a tree, that of its top.
         self.size = status.st_size
-        #: Seconds since its last change of any kind (``st_ctime``).
-        self.age = now - status.st_ctime
+        #: Seconds since its last change of any kind (``st_ctime``), to which the removal of another name of a claim does not count.
+        self.age = now - (status.st_mtime if path.endswith(CLAIM) else status.st_ctime)
         #: Whether it was removed; with ``dry_run``, whether it would have been.
         self.removed = False
         #: Why not.
@@ -107,8 +107,10 @@ class _Cleaner:
                 elif self.recursive and entry.is_dir(follow_symlinks=False):
                     directories.append(entry.name)
         hidden = self._hidden(fd) if names else ""
+        # After the names were listed: whatever belongs to a batch, its claim was there before.
+        at_work = self._batch_at_work(fd) if names else ""
         for name in sorted(names):
-            leftover = self._treat(name, fd, path, hidden)
+            leftover = self._treat(name, fd, path, hidden or (at_work if _FILE.fullmatch(name) and not name.endswith(CLAIM) else ""))
             if leftover is not None:
                 yield leftover
         for name in sorted(directories):
@@ -133,6 +135,25 @@ class _Cleaner:
             return ""
         if mount.network or mount.fuse:
             return f"this is {mount.type}: a writer on another machine can't be ruled out"
+        return ""
+
+    def _batch_at_work(self, fd: int | None) -> str:
+        """Return whether a batch in the directory *fd* may be alive, as the reason why what is complete in it stays."""
+        if fd is None:
+            return ""
+        with os.scandir(fd) as entries:
+            claims = [entry.name for entry in entries if _FILE.fullmatch(entry.name) and entry.name.endswith(CLAIM)]
+        for name in claims:
+            held = Descriptors()
+            try:
+                if _lock(held.open(name, os.O_RDONLY | _FLAGS, 0, fd), lent=True):
+                    return "it may belong to a batch, and one in this directory is alive"
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                return f"it may belong to a batch, and whether that is alive is not known ({error.strerror})"
+            finally:
+                held.close()
         return ""
 
     def _treat(self, name: str, fd: int | None, path: str, hidden: str) -> Leftover | None:
@@ -249,14 +270,8 @@ def _lock(fd: int, *, lent: bool) -> str:
         return f"it can't be locked ({error.strerror}), so whether its writer is alive is not known"
     if not lent:
         return ""
-    if sys.platform != "linux":
-        return "a file that was lent out can't be told from one in use on this system"
-    from struct import pack  # noqa: PLC0415
-
-    # Shared, which a descriptor for reading may; it excludes the writer's lock all the same.
-    lock = pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, CLAIMED_BYTE, 1, 0)
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        lock_byte(fd, shared=True)  # which a descriptor for reading may; it excludes the writer's lock all the same
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return alive

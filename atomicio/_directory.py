@@ -12,10 +12,10 @@ import os
 import stat
 
 from ._errors import NotDurableError, TargetChangedError, UnreplaceableTargetError, failure
-from ._posix import Descriptors
+from ._posix import Descriptors, lock_whole
 from ._recovery import BACKUP, DIRECTORY, Record, exists, move, put_right, replace_backup
 from ._trees import DIRECTORY as DIRECTORY_FLAGS
-from ._trees import copy_tree, remove_tree, sync_tree
+from ._trees import remove_tree, sync_tree
 from ._writer import _COMMITTED, _STAGED, _UNREPLACEABLE, AtomicWriter, _platform  # type: ignore[attr-defined]
 
 TYPE_CHECKING = False
@@ -99,7 +99,7 @@ class Tree(_platform.Staging):
             return
         if os.open in os.supports_dir_fd:
             fd = self.open(name, DIRECTORY_FLAGS, 0, self._directory)
-            self._claim_directory(fd)
+            lock_whole(fd)
             if self.identity is None:
                 self._since = fd
             status = os.fstat(fd)
@@ -110,14 +110,6 @@ class Tree(_platform.Staging):
         """Return the staging name."""
         assert self.temporary is not None
         return self.temporary
-
-    def _claim_directory(self, fd: int) -> None:
-        try:
-            from fcntl import LOCK_EX, LOCK_NB, flock  # type: ignore[attr-defined,unused-ignore]  # noqa: PLC0415
-
-            flock(fd, LOCK_EX | LOCK_NB)
-        except (ImportError, OSError):
-            pass  # no such locks here: then nobody can prove the contrary either
 
     def _replaces_directory(self) -> bool:
         return self.status is not None and stat.S_ISDIR(self.status.st_mode)
@@ -225,6 +217,8 @@ class Tree(_platform.Staging):
 
     def _copy_and_remove(self, target: str) -> None:
         """Instead of a rename of the old tree: copy it, make the copy the old tree, and remove what it was copied from."""
+        from ._copy_tree import copy_tree  # noqa: PLC0415
+
         record = self.record
         assert record is not None
         record.resolve()  # nothing was renamed: the next one says what is about to happen
@@ -233,7 +227,7 @@ class Tree(_platform.Staging):
             self.copy = _platform.temporary_name().removesuffix(".tmp") + DIRECTORY
             os.mkdir(self._at + self.copy, 0o700, dir_fd=self._directory)
             copy = held.open(self._at + self.copy, DIRECTORY_FLAGS, 0, self._directory)
-            self._claim_directory(copy)
+            lock_whole(copy)
             copy_tree(held.open(target, DIRECTORY_FLAGS, 0, self._directory), copy)
             if self._sync:
                 sync_tree(os.path.join(self.directory, self.copy), copy, copy)

@@ -43,7 +43,8 @@ __all__ = ["Descriptors", "Staging", "absolute", "copy_content", "make_directori
 
 PREFIX = ".atomicio-"
 SUFFIX = ".tmp"
-CLAIMED_BYTE = 1 << 62
+#: What the temporary name of a file ends with whose lock shows that a batch is alive.
+CLAIM = ".batch"
 
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_BINARY", 0)
 _STAGING_FLAGS = os.O_RDWR | _CLOEXEC
@@ -155,6 +156,38 @@ def hard_link(source: str, target: str, source_directory: int | None, target_dir
     if not hasattr(os, "link"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target)
     os.link(source, target, src_dir_fd=source_directory, dst_dir_fd=target_directory)
+
+
+def lock_whole(fd: int) -> None:
+    """Show whoever cleans up that the writer of *fd* is alive. Without such locks nobody can prove the contrary either."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (AttributeError, OSError):
+        pass  # not in this system or file system; or somebody is just trying it
+
+
+def lock_byte(fd: int, *, shared: bool = False) -> None:
+    """Take an open file description lock on one byte far behind the end of a file that is lent out.
+
+    Consumers take their own locks: HDF5 by flock(2), SQLite on bytes from 1 GiB. This byte is nobody's. The struct is
+    that of <fcntl.h>: other systems have the command under no name, or another struct.
+
+    :raises OSError: if somebody else has it (EAGAIN, EACCES), or there are no such locks here
+    """
+    from struct import pack  # noqa: PLC0415
+
+    kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+    start, length, pid = 1 << 62, 1, 0
+    if sys.platform == "linux":
+        lock = pack("hhqqi4x", kind, os.SEEK_SET, start, length, pid)
+    elif sys.platform == "darwin":
+        lock = pack("qqihh", start, length, pid, kind, os.SEEK_SET)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    command = getattr(fcntl, "F_OFD_SETLK", None)
+    if command is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fcntl.fcntl(fd, command, lock)
 
 
 class Descriptors:
@@ -435,15 +468,11 @@ class Staging(Descriptors):
         """Lock the staging file while it is open: proof for whoever cleans up that its writer is alive."""
         try:
             if self.lent:
-                from struct import pack  # noqa: PLC0415
-
-                # Consumers take their own locks: HDF5 by flock(2), SQLite on bytes from 1 GiB. This byte is nobody's.
-                lock = pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, CLAIMED_BYTE, 1, 0)
-                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, lock)
+                lock_byte(self.fd)
             else:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_whole(self.fd)
         except (AttributeError, ImportError, OSError):
-            pass  # no such locks here, or no imports any more: then nobody can prove the contrary either
+            pass  # no such locks here, or no imports any more
 
     def path_of_staging(self) -> str:
         """Return the path of a staging file that has a name."""

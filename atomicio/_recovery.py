@@ -34,6 +34,7 @@ import errno
 import os
 import re
 import stat
+import sys
 
 from ._posix import Descriptors, sync_directory, sync_file, write_all
 from ._trees import remove_tree
@@ -114,40 +115,39 @@ def replace_backup(old: str, backup: str, spare: str, directory: int | None) -> 
         move(old, backup, directory)
 
 
-def _lock(fd: int, *, wait: bool) -> bool | None:
-    """Lock *fd* against other processes: True if that worked, False if another has it, None where there are no locks."""
-    try:
-        import fcntl  # noqa: PLC0415
-    except ImportError:
-        return _lock_windows(fd, wait=wait)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+if sys.platform == "win32":
 
-
-def _lock_windows(fd: int, *, wait: bool) -> bool | None:
-    try:
+    def _lock(fd: int, *, wait: bool) -> bool | None:
+        """Lock *fd* against other processes: True if that worked, False if another has it."""
         import msvcrt  # noqa: PLC0415
-    except ImportError:
-        return None  # Emscripten: one process only
-    import time  # noqa: PLC0415
+        import time  # noqa: PLC0415
 
-    while True:
-        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+        while True:
+            os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+            try:
+                msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+            except OSError:
+                if not wait:
+                    return False
+                time.sleep(0.01)
+            else:
+                return True
+            finally:
+                os.lseek(fd, 0, os.SEEK_SET)
+
+else:
+
+    def _lock(fd: int, *, wait: bool) -> bool | None:
+        """Lock *fd* against other processes: True if that worked, False if another has it, None where there are no locks."""
         try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        except OSError:
-            if not wait:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
-        finally:
-            os.lseek(fd, 0, os.SEEK_SET)
+            import fcntl  # noqa: PLC0415
+
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except (ImportError, OSError):  # Emscripten: one process only; a file system without locks
+            return None
+        return True
 
 
 class Record(Descriptors):
@@ -362,7 +362,7 @@ def recover(path: str) -> Iterator[tuple[str, Record | OSError]]:
     try:
         directory = None
         if os.open in os.supports_dir_fd:
-            directory = held.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            directory = held.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
         for name in sorted(os.listdir(path if directory is None else directory)):
             if _RECORD.fullmatch(name):
                 try:

@@ -1,4 +1,4 @@
-"""Whole trees: synced before they are published, removed when nobody wants them any more, and copied where they can't be renamed.
+"""Whole trees: synced before they are published, removed when nobody wants them any more.
 
 All calls are relative to descriptors and never follow a symbolic link, so that a tree that somebody else can change meanwhile leads
 nowhere else.
@@ -10,15 +10,15 @@ import errno
 import os
 import stat
 
-from ._filesystem import mount_id, syncs_whole
-from ._metadata import keep
-from ._posix import Descriptors, copy_content, sync_directory, sync_file, temporary_name
+from ._filesystem import syncs_whole
+from ._posix import Descriptors, sync_directory, sync_file, temporary_name
 
-__all__ = ["DIRECTORY", "copy_tree", "remove_tree", "sync_tree"]
+__all__ = ["DIRECTORY", "FILE", "remove_tree", "sync_tree"]
 
 #: open(2): a directory, itself and not what a link leads to.
 DIRECTORY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
-_FILE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+#: open(2): a file, itself and not what a link leads to.
+FILE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # Below this many files one fsync(2) each costs less than everybody else's unwritten data, which syncfs(2) waits for too.
 _FEW = 16
 
@@ -70,9 +70,9 @@ def _sync_each(held: Descriptors, fd: int) -> None:
                 held.close_last()
             elif entry.is_file(follow_symlinks=False):
                 try:
-                    sync_file(held.open(entry.name, os.O_RDONLY | _FILE, 0, fd))
+                    sync_file(held.open(entry.name, os.O_RDONLY | FILE, 0, fd))
                 except PermissionError:  # mode 0200
-                    sync_file(held.open(entry.name, os.O_WRONLY | _FILE, 0, fd))
+                    sync_file(held.open(entry.name, os.O_WRONLY | FILE, 0, fd))
                 held.close_last()
     sync_directory(fd)
 
@@ -90,7 +90,7 @@ def _sync_by_path(path: str) -> None:
                 if not mode & stat.S_IWRITE:
                     os.chmod(file, mode | stat.S_IWRITE)  # FlushFileBuffers wants a handle that can write
                 try:
-                    sync_file(held.open(file, os.O_RDWR | _FILE))
+                    sync_file(held.open(file, os.O_RDWR | FILE))
                     held.close_last()
                 finally:
                     if not mode & stat.S_IWRITE:
@@ -101,63 +101,6 @@ def _sync_by_path(path: str) -> None:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-# -- copy -------------------------------------------------------------------------------------------------------------------------
-
-
-def copy_tree(source: int, destination: int) -> None:
-    """Copy the directory open as *source*, its metadata and all that is in it, to the empty one open as *destination*.
-
-    Links stay links, holes and hard links are not kept.
-
-    :raises OSError: also for what could be copied, but not removed: a directory one may not write in (EACCES), a mount point (EBUSY)
-    """
-    _copy_directory(source, destination, mount_id(source))
-
-
-def _copy_directory(source: int, destination: int, mount: str | None) -> None:
-    if not os.access(".", os.W_OK | os.X_OK, dir_fd=source, effective_ids=os.access in os.supports_effective_ids):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    with os.scandir(source) as entries:
-        for entry in entries:
-            _copy_entry(entry, source, destination, mount)
-    _keep(source, destination, f"/proc/self/fd/{source}/.")
-
-
-def _copy_entry(entry: os.DirEntry[str], source: int, destination: int, mount: str | None) -> None:
-    name = entry.name
-    directory, file = entry.is_dir(follow_symlinks=False), entry.is_file(follow_symlinks=False)
-    held = Descriptors()
-    try:
-        if directory or file:
-            original = held.open(name, DIRECTORY if directory else os.O_RDONLY | _FILE, 0, source)
-            if mount_id(original) != mount:
-                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        if directory:
-            os.mkdir(name, 0o700, dir_fd=destination)
-            _copy_directory(original, held.open(name, DIRECTORY, 0, destination), mount)
-        elif file:
-            copy = held.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, destination)
-            copy_content(original, copy)
-            _keep(original, copy, f"/proc/self/fd/{source}/{name}")
-        else:
-            status = entry.stat(follow_symlinks=False)
-            if entry.is_symlink():
-                os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=destination)
-            else:
-                os.mknod(name, status.st_mode, status.st_rdev, dir_fd=destination)
-                os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=destination)
-            if status.st_uid != os.geteuid() or status.st_gid != os.getegid():
-                os.chown(name, status.st_uid, status.st_gid, dir_fd=destination, follow_symlinks=False)
-    finally:
-        held.close()
-
-
-def _keep(original: int, copy: int, path: str) -> None:
-    old = os.fstat(original)
-    keep(copy, os.fstat(copy), old, path, None)
-    os.utime(copy, ns=(old.st_atime_ns, old.st_mtime_ns))
 
 
 # -- remove -----------------------------------------------------------------------------------------------------------------------

@@ -398,7 +398,7 @@ def _copy_extents(source: int, destination: int, size: int, progress: Progress |
 
 def _extent(source: int, offset: int, size: int) -> tuple[int, int]:
     """Return where the next data from *offset* on begins and ends: both at the end of the file where there is none."""
-    if not hasattr(os, "SEEK_DATA"):
+    if sys.platform == "win32" or not hasattr(os, "SEEK_DATA"):
         return offset, size
     try:
         start = os.lseek(source, offset, os.SEEK_DATA)
@@ -414,7 +414,8 @@ def _copy_some(source: int, destination: int, count: int) -> int:
     """Copy up to *count* bytes from where *source* is to where *destination* is; 0 at the end of the file."""
     if hasattr(os, "copy_file_range"):
         try:
-            if copied := os.copy_file_range(source, destination, min(count, _KERNEL_CHUNK)):
+            copied: int = os.copy_file_range(source, destination, min(count, _KERNEL_CHUNK))
+            if copied:
                 return copied
         except OSError as error:
             if error.errno in _LOST:

@@ -128,6 +128,41 @@ def test_the_living_are_left_alone_and_the_dead_are_removed(tmp_path: Path, writ
     assert Path("/etc/passwd").exists()
 
 
+BATCH = """
+with atomicio.batch(durability={durability!r}) as batch:
+    for number in range({folders}):
+        batch.write_bytes(f"{{number}}/file", b"x", make_parents=True)
+    if {syncing}:
+        from atomicio import _batch
+        _batch._wait_for_content = lambda *_: ready()
+    else:
+        ready()
+"""
+
+
+@linux
+@pytest.mark.parametrize("durability", ["none", "durable"])
+@pytest.mark.parametrize("syncing", [False, True])
+def test_the_files_of_a_batch_have_no_lock_each_and_are_left_alone(
+    tmp_path: Path, writer: Callable[[str], Writer], durability: str, syncing: bool
+) -> None:
+    """Also in directories that the batch no longer has open, beyond 64, and for as long as the wait for the disk takes."""
+    if durability == "none" and syncing:
+        return
+    folders = 70
+    process = writer(BATCH.format(durability=durability, folders=folders, syncing=syncing))
+    process.process.send_signal(signal.SIGSTOP)
+    # Somebody else's leftover: whose it is can't be told, so it stays as long as the batch.
+    (tmp_path / "0" / FILE).touch()
+    told = [each for each in clean(str(tmp_path), older_than=0, recursive=True) if not each.path.endswith(".batch")]
+    assert len(told) == folders + 1
+    assert {each.reason for each in told} == {"it may belong to a batch, and one in this directory is alive"}
+    assert not any(each.removed for each in clean(str(tmp_path), older_than=0, recursive=True))
+    process.kill()
+    assert {each.reason for each in clean(str(tmp_path), older_than=0, recursive=True)} == {""}
+    assert [name for _, _, files in os.walk(tmp_path) for name in files] == []
+
+
 @linux
 def test_between_close_and_rename_the_age_decides(tmp_path: Path, writer: Callable[[str], Writer]) -> None:
     process = writer(CLOSED)
