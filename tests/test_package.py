@@ -62,7 +62,7 @@ def sdist(distributions: tuple[Path, Path]) -> Path:
 @pytest.fixture(scope="module")
 def metadata(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
-        return email.message_from_bytes(archive.read(f"{NAME}-{VERSION}.dist-info/METADATA"))
+        return email.message_from_string(archive.read(f"{NAME}-{VERSION}.dist-info/METADATA").decode())
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,8 @@ def test_the_version_stands_in_one_place() -> None:
     holders = [
         path.relative_to(ROOT).as_posix()
         for path in [ROOT / "pyproject.toml", ROOT / "tox.ini", ROOT / "docs/conf.py", *(ROOT / NAME).rglob("*.py")]
-        if re.search(rf"['\"=]{re.escape(VERSION)}\b", path.read_text(encoding="utf-8"))
+        # not `name==version`: that is another project's
+        if re.search(rf"(['\"]|(?<!=)=){re.escape(VERSION)}\b", path.read_text(encoding="utf-8"))
     ]
     assert holders == [f"{NAME}/__init__.py"]
 
