@@ -1339,45 +1339,54 @@ def test_a_name_that_is_no_text(tmp_path: Path, form: str) -> None:
 COUNT = """
 import os, sys
 sys.path.insert(0, {package!r})
-import atomicio, time
-counts = dict.fromkeys(["open", "os.listdir", "os.scandir", "os.rename", "os.remove", "os.rmdir"], 0)
-counting = False
-def hook(event, arguments):
-    if counting and event in counts:
-        counts[event] += 1
-sys.addaudithook(hook)
+import atomicio
+from atomicio import _syscalls
+{form}
 def fill(staging):
-    global counting
-    counting = False
     for number in range({files}):
         directory = os.path.join(staging, str(number // 20))
         if not number % 20:
             os.mkdir(directory)
         open(os.path.join(directory, str(number)), "wb").close()
-    counting = True
-with atomicio.atomic_directory({target!r}, durability="none") as staging:
-    fill(staging)
-counts.update(dict.fromkeys(counts, 0))
-writer = atomicio.atomic_directory({target!r})
-staging = writer.open()
-fill(staging)
-begun = time.perf_counter()
-writer.commit()
-print(time.perf_counter() - begun, sum(counts.values()))
+for _ in range(2):
+    writer = atomicio.atomic_directory("site")
+    fill(writer.open())
+    os.getppid()
+    writer.commit()
+    os.getppid()
 """
+FORMS = {
+    "exchange": "",
+    "copy": """
+def refuse(*_):
+    raise OSError(18, "not here")
+def rename(source, target, original=os.rename, **keywords):
+    if source == "site":
+        refuse()
+    original(source, target, **keywords)
+_syscalls.exchange, os.rename = refuse, rename
+""",
+}
 
 
-def test_the_cost_grows_with_the_number_of_files_and_no_faster(tmp_path: Path) -> None:
-    calls, seconds = [], []
-    for files in (500, 5000):
-        package = str(Path(atomicio.__file__).parent.parent)
-        code = COUNT.format(package=package, target=str(tmp_path / str(files)), files=files)
-        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
-        seconds.append(float(output.split()[0]))
-        calls.append(int(output.split()[1]))
-    assert calls[0] >= 500
-    assert calls[1] < 10.5 * calls[0], "as many calls for each file"
-    assert seconds[1] < 60 * max(seconds[0], 0.01), "10 is linear, 100 would be quadratic"
+@linux
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("how", FORMS)
+def test_the_cost_grows_with_the_number_of_files_and_no_faster(tmp_path: Path, how: str) -> None:
+    """Syncing, changing places and removing the old tree: twice the files, twice the system calls, and no more."""
+    counts = []
+    for files in (400, 800):
+        place = tmp_path / str(files)
+        place.mkdir()
+        code = COUNT.format(package=str(Path(atomicio.__file__).parent.parent), form=FORMS[how], files=files)
+        strace = ["strace", "-f", "-q", "-o", place / "log", sys.executable, "-I", "-c", code]
+        subprocess.run(strace, cwd=place, check=True, timeout=120, capture_output=True)
+        parts = re.split(r"^.*getppid\(.*\n", (place / "log").read_text(errors="replace"), flags=re.MULTILINE)
+        assert len(parts) == 5
+        counts.append(parts[3].count("\n"))
+        assert len(tree(place / "site")) == files * 21 // 20
+    assert counts[0] >= 400, "at least the removal of each"
+    assert counts[1] <= 2 * counts[0]
 
 
 def test_the_deepest_tree_with_few_descriptors(place: Path) -> None:
