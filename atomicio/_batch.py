@@ -29,7 +29,17 @@ from functools import partial
 from operator import call
 
 from ._errors import NotDurableError, PartialCommitError, UnreplaceableTargetError, WriterStateError, failure
-from ._posix import CLAIM, Descriptors, hard_link, lock_whole, sync_file, temporary_name
+from ._posix import (
+    _ANCHOR_FLAGS,
+    _DIRECTORY_FLAGS,
+    _NAMED_FLAGS,
+    CLAIM,
+    Descriptors,
+    hard_link,
+    lock_whole,
+    sync_file,
+    temporary_name,
+)
 from ._writer import _ABORTED, _COMMITTED, _DURABILITIES, _STAGED, AtomicWriter
 
 if sys.platform == "win32":
@@ -64,12 +74,6 @@ _MAX_DIRECTORIES = 64
 _FEW_DIRECTORIES = 4
 _THREADS = 8
 
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
-_FILE_FLAGS = _CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-_CLAIM_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
-_DIRECTORY_FLAGS = os.O_RDONLY | _CLOEXEC | getattr(os, "O_DIRECTORY", 0)
-# For a directory that may be written in but not read, as in _posix.
-_ANCHOR_FLAGS = getattr(os, "O_PATH", getattr(os, "O_SEARCH", 0)) | _CLOEXEC | getattr(os, "O_DIRECTORY", 0)
 # syncfs(2) is not to be had here after all: an old kernel under another name, or a filter of system calls.
 _NO_SYNCFS = frozenset({errno.ENOSYS, errno.EPERM})
 
@@ -119,7 +123,7 @@ class _FileSystem(Descriptors):
             if self._claimed is not None:
                 hard_link(self._claimed, name, None, fd)
             else:
-                lock_whole(self.open(name, _CLAIM_FLAGS, 0o666, fd))
+                lock_whole(self.open(name, _NAMED_FLAGS, 0o666, fd))
                 self._claimed = os.path.join(directory.path, name)
         except OSError:
             pass
@@ -278,16 +282,9 @@ class _Staging(_platform.Staging):
 
     def keep_metadata_again(self) -> None:
         """Give the staging file what the target has by now."""
-        self._reopen()
+        self.open_either(self._at + self.temporary, self._directory)  # type: ignore[operator]
         self.keep_metadata()
         self.close_last()
-
-    def _reopen(self) -> None:
-        path = self._at + self.temporary  # type: ignore[operator]
-        try:
-            self.open(path, os.O_RDONLY | _FILE_FLAGS, 0, self._directory)
-        except PermissionError:
-            self.open(path, os.O_WRONLY | _FILE_FLAGS, 0, self._directory)
 
     def syncing(self) -> Callable[[], OSError | None]:
         """Return a function that syncs the staging file in any thread, and returns what went wrong."""
@@ -295,8 +292,7 @@ class _Staging(_platform.Staging):
 
     def sync_fully(self) -> None:
         """Sync the staging file, and where that is a step of its own (macOS), the cache of the device with it."""
-        self._reopen()
-        sync_file(self.fd)
+        sync_file(self.open_either(self._at + self.temporary, self._directory))  # type: ignore[operator]
         self.close_last()
 
     def renaming(self) -> Callable[[], None]:
@@ -317,19 +313,11 @@ class _Staging(_platform.Staging):
             os.link, self._at + self.temporary, self._at + self.name, src_dir_fd=directory, dst_dir_fd=directory  # type: ignore[operator]
         )
 
-    def landed(self) -> bool:
-        """Whether the target is what was staged."""
-        return self._landed()
-
 
 def _sync_by_name(path: str, directory: int | None) -> OSError | None:
     descriptors = Descriptors()
     try:
-        try:
-            fd = descriptors.open(path, os.O_RDONLY | _FILE_FLAGS, 0, directory)
-        except PermissionError:
-            fd = descriptors.open(path, os.O_WRONLY | _FILE_FLAGS, 0, directory)
-        os.fsync(fd)
+        os.fsync(descriptors.open_either(path, directory))
         descriptors.close_last()
     except OSError as error:
         return error
@@ -346,8 +334,38 @@ class _BatchWriter(AtomicWriter[F]):
     #: Whether the target had the same content already, and ``skip_unchanged`` was asked for.
     unchanged = False
 
-    def __init__(self, group: _Group, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(
+        self,
+        group: _Group,
+        path: Path,
+        mode: str,
+        buffering: int,
+        encoding: str | None,
+        errors: str | None,
+        newline: str | None,
+        permissions: int | None,
+        follow_symlinks: bool,
+        lock: Lock,
+        skip_unchanged: bool,
+        backup: str | None,
+        make_parents: bool,
+    ) -> None:
+        super().__init__(
+            path,
+            mode,
+            buffering,
+            encoding,
+            errors,
+            newline,
+            group.durability,
+            permissions,
+            follow_symlinks,
+            lock,
+            "raise",
+            skip_unchanged,
+            backup,
+            make_parents,
+        )
         # A strong reference would make a cycle, and what nobody has any more is to be cleaned up at once.
         self._group = ref(group)
 
@@ -364,10 +382,6 @@ class _BatchWriter(AtomicWriter[F]):
     def creates(self) -> bool:
         """Whether the target must not exist: ``"x"``, and ``"a"`` where there was nothing to copy."""
         return self._kind == "x" or (self._kind == "a" and self._copied is None)
-
-    def write(self, data: Buffer) -> None:
-        """Write *data* and settle."""
-        self._write(data)
 
     def commit(self) -> None:
         """Settle the file in its batch. Does nothing when called again.
@@ -541,7 +555,7 @@ class _Group:
                     done.extend(map(call, calls[len(done) - end :]))
                 except OSError as error:
                     writer = order[len(done)]
-                    if not writer.staging.landed():  # it did all the same: NFS loses replies, rename(2), BUGS
+                    if not writer.staging._landed():  # it did all the same: NFS loses replies, rename(2), BUGS
                         if not writer.creates or error.errno == errno.EEXIST:
                             raise
                         writer.staging.publish_new(sync=False)  # no hard links here
@@ -812,7 +826,8 @@ class Batch:
             taken back
         :raises OSError: as :func:`atomicio.atomic_write` does; the target is untouched
         """
-        return self._writer(
+        return _BatchWriter(
+            self._group,
             path,
             mode,
             buffering,
@@ -840,9 +855,21 @@ class Batch:
         make_parents: bool = False,
     ) -> None:
         """Add the file *path* with the content *data* to the batch: :meth:`atomic_write` in one call."""
-        self._writer(
-            path, "wb", -1, None, None, None, permissions, follow_symlinks, lock, skip_unchanged, backup, make_parents
-        ).write(data)
+        _BatchWriter["Any"](
+            self._group,
+            path,
+            "wb",
+            -1,
+            None,
+            None,
+            None,
+            permissions,
+            follow_symlinks,
+            lock,
+            skip_unchanged,
+            backup,
+            make_parents,
+        )._write(data)
 
     def write_text(
         self,
@@ -860,7 +887,8 @@ class Batch:
         make_parents: bool = False,
     ) -> None:
         """Add the file *path* with the content *text* to the batch: :meth:`atomic_write` in one call."""
-        with self._writer(
+        with _BatchWriter["Any"](
+            self._group,
             path,
             "w",
             -1,
@@ -875,39 +903,6 @@ class Batch:
             make_parents,
         ) as file:
             file.write(text)
-
-    def _writer(
-        self,
-        path: Path,
-        mode: str,
-        buffering: int,
-        encoding: str | None,
-        errors: str | None,
-        newline: str | None,
-        permissions: int | None,
-        follow_symlinks: bool,
-        lock: Lock,
-        skip_unchanged: bool,
-        backup: str | None,
-        make_parents: bool,
-    ) -> _BatchWriter[Any]:
-        return _BatchWriter(
-            self._group,
-            path,
-            mode,
-            buffering,
-            encoding,
-            errors,
-            newline,
-            self._group.durability,
-            permissions,
-            follow_symlinks,
-            lock,
-            "raise",
-            skip_unchanged,
-            backup,
-            make_parents,
-        )
 
 
 def batch(*, durability: Durability = "durable") -> Batch:

@@ -16,7 +16,7 @@ import stat
 import time
 
 from ._filesystem import mount_of
-from ._posix import CLAIM, Descriptors, lock_byte
+from ._posix import _DIRECTORY_FLAGS, _TARGET_FLAGS, CLAIM, Descriptors, lock_byte
 from ._recovery import RECORD
 from ._trees import DIRECTORY as DIRECTORY_FLAGS
 from ._trees import remove_tree
@@ -37,14 +37,7 @@ _TREE = re.compile(_ONES_OWN + r"\.dir")
 _COPY = re.compile(_ONES_OWN + r"\.backup")
 _RECORD = re.compile(_ONES_OWN + re.escape(RECORD))
 
-_FLAGS = (
-    getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_NOCTTY", 0)
-    | getattr(os, "O_NOINHERIT", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+_FLAGS = _TARGET_FLAGS | getattr(os, "O_NOCTTY", 0)
 
 
 class Leftover:
@@ -82,7 +75,7 @@ def clean(
     held = Descriptors()
     try:
         if os.scandir in os.supports_fd:
-            fd = held.open(directory, os.O_RDONLY | _FLAGS & ~getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_DIRECTORY", 0))
+            fd = held.open(directory, _DIRECTORY_FLAGS)
             yield from _Cleaner(dry_run, older_than, recursive, alone).look_into(held, fd, directory)
         else:
             yield from _PathCleaner(dry_run, older_than, recursive, alone).look_into(held, None, directory)

@@ -8,8 +8,8 @@ import stat
 
 from ._filesystem import mount_id
 from ._metadata import keep
-from ._posix import Descriptors, copy_content
-from ._trees import DIRECTORY, FILE
+from ._posix import _NAMED_FLAGS, _TARGET_FLAGS, Descriptors, copy_content
+from ._trees import DIRECTORY
 
 __all__ = ["copy_tree"]
 
@@ -41,14 +41,14 @@ def _copy_entry(entry: os.DirEntry[str], source: int, destination: int, mount: s
         if not directory and not file:
             _copy_special(entry, source, destination)
             return
-        original = held.open(name, DIRECTORY if directory else os.O_RDONLY | FILE, 0, source)
+        original = held.open(name, DIRECTORY if directory else os.O_RDONLY | _TARGET_FLAGS, 0, source)
         if mount_id(original) != mount:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         if directory:
             os.mkdir(name, 0o700, dir_fd=destination)
             _copy_directory(original, held.open(name, DIRECTORY, 0, destination), mount)
         else:
-            copy = held.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | FILE, 0o600, destination)
+            copy = held.open(name, _NAMED_FLAGS, 0o600, destination)
             copy_content(original, copy)
             _keep(original, copy, f"/proc/self/fd/{source}/{name}")
     finally:

@@ -204,6 +204,13 @@ class Descriptors:
         self._fds.extend(map(methodcaller("open", path, flags, mode, dir_fd=dir_fd), (os,)))
         return self._fds[-1]
 
+    def open_either(self, path: str, dir_fd: int | None = None) -> int:
+        """Open a file for reading, or if its mode forbids that (0200) for writing: a sync takes either."""
+        try:
+            return self.open(path, os.O_RDONLY | _TARGET_FLAGS, 0, dir_fd)
+        except PermissionError:
+            return self.open(path, os.O_WRONLY | _TARGET_FLAGS, 0, dir_fd)
+
     def close_last(self) -> None:
         """Close the newest. An error is real: NFS and quotas report lost writes here. Never retried: close(2)."""
         next(map(os.close, map(list.pop, (self._fds,))))

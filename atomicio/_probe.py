@@ -9,7 +9,8 @@ import sys
 
 from ._directory import Tree
 from ._filesystem import Mount, mount_of
-from ._posix import _NO_DIRECTORY_SYNC, Descriptors, sync_file, write_all
+from ._posix import _DIRECTORY_FLAGS, _NAMED_FLAGS, _NO_DIRECTORY_SYNC, Descriptors, sync_file, write_all
+from ._verbs import _share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,16 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "probe"]
 
-_FLAGS = (
-    os.O_RDWR
-    | os.O_CREAT
-    | os.O_EXCL
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NOINHERIT", 0)
-    | getattr(os, "O_BINARY", 0)
-)
-_FICLONE = 0x40049409  # ioctl_ficlone(2)
 _CHILD = """
 import sys
 sys.path[:] = {path!r}
@@ -173,7 +164,7 @@ class _Trial:
         return os.path.join(self.directory, name)
 
     def file(self, name: str, content: bytes = b"") -> int:
-        fd = self.held.open(self.at(name), _FLAGS, 0o600)
+        fd = self.held.open(self.at(name), _NAMED_FLAGS, 0o600)
         write_all(fd, content)
         return fd
 
@@ -182,7 +173,7 @@ class _Trial:
             return False
         try:
             fd = self.held.open(self.directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # type: ignore[attr-defined,unused-ignore]
-            anchor = self.held.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # type: ignore[attr-defined,unused-ignore]
+            anchor = self.held.open(self.directory, _DIRECTORY_FLAGS)
             os.link(f"/proc/self/fd/{fd}", "unnamed", dst_dir_fd=anchor)
         except OSError:
             return False
@@ -250,13 +241,7 @@ class _Trial:
     def reflink(self) -> bool | None:
         source = self.file("shared", b"x" * 65536)
         if sys.platform == "linux":
-            import fcntl  # noqa: PLC0415
-
-            try:
-                fcntl.ioctl(self.file("sharing"), _FICLONE, source)
-            except OSError:
-                return False
-            return os.stat(self.at("sharing")).st_size == 65536
+            return _share(source, self.file("sharing")) and os.stat(self.at("sharing")).st_size == 65536
         if sys.platform == "darwin":
             import ctypes  # noqa: PLC0415
 

@@ -36,7 +36,7 @@ import re
 import stat
 import sys
 
-from ._posix import Descriptors, sync_directory, sync_file, write_all
+from ._posix import _DIRECTORY_FLAGS, _NAMED_FLAGS, _TARGET_FLAGS, Descriptors, sync_directory, sync_file, write_all
 from ._trees import remove_tree
 
 TYPE_CHECKING = False
@@ -52,14 +52,6 @@ RECORD = ".recover"
 
 _STEM = re.compile(r"\.atomicio-[0-9a-f]{16}")
 _RECORD = re.compile(_STEM.pattern + re.escape(RECORD))
-_FLAGS = (
-    os.O_RDWR
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_NOINHERIT", 0)
-    | getattr(os, "O_BINARY", 0)
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-)
 _LOCKED_BYTE = 1 << 30  # Windows forbids reading what is locked, so a byte far behind what the record says
 _LIMIT = 1 << 16
 # ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody has a file in it open, perhaps not for long.
@@ -178,7 +170,7 @@ class Record(Descriptors):
         self.stem, self.backup, self.copied = stem, backup, copied
         while True:
             try:
-                fd = self.open(self._at + self.name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666, self._directory)
+                fd = self.open(self._at + self.name, _NAMED_FLAGS, 0o666, self._directory)
             except FileExistsError:
                 put_right(self._at, self._directory, self.target, wait=True)
                 continue
@@ -198,7 +190,7 @@ class Record(Descriptors):
         :raises OSError: if it can't be opened, or is not a record
         """
         try:
-            fd = self.open(self._at + self.name, _FLAGS, 0, self._directory)
+            fd = self.open(self._at + self.name, os.O_RDWR | _TARGET_FLAGS, 0, self._directory)
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -362,7 +354,7 @@ def recover(path: str) -> Iterator[tuple[str, Record | OSError]]:
     try:
         directory = None
         if os.open in os.supports_dir_fd:
-            directory = held.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+            directory = held.open(path, _DIRECTORY_FLAGS)
         for name in sorted(os.listdir(path if directory is None else directory)):
             if _RECORD.fullmatch(name):
                 try:

@@ -11,14 +11,12 @@ import os
 import stat
 
 from ._filesystem import syncs_whole
-from ._posix import Descriptors, sync_directory, sync_file, temporary_name
+from ._posix import _DIRECTORY_FLAGS, _TARGET_FLAGS, Descriptors, sync_directory, sync_file, temporary_name
 
-__all__ = ["DIRECTORY", "FILE", "remove_tree", "sync_tree"]
+__all__ = ["DIRECTORY", "remove_tree", "sync_tree"]
 
 #: open(2): a directory, itself and not what a link leads to.
-DIRECTORY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
-#: open(2): a file, itself and not what a link leads to.
-FILE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+DIRECTORY = _DIRECTORY_FLAGS | getattr(os, "O_NOFOLLOW", 0)
 # Below this many files one fsync(2) each costs less than everybody else's unwritten data, which syncfs(2) waits for too.
 _FEW = 16
 
@@ -69,10 +67,7 @@ def _sync_each(held: Descriptors, fd: int) -> None:
                 _sync_each(held, held.open(entry.name, DIRECTORY, 0, fd))
                 held.close_last()
             elif entry.is_file(follow_symlinks=False):
-                try:
-                    sync_file(held.open(entry.name, os.O_RDONLY | FILE, 0, fd))
-                except PermissionError:  # mode 0200
-                    sync_file(held.open(entry.name, os.O_WRONLY | FILE, 0, fd))
+                sync_file(held.open_either(entry.name, fd))
                 held.close_last()
     sync_directory(fd)
 
@@ -90,7 +85,7 @@ def _sync_by_path(path: str) -> None:
                 if not mode & stat.S_IWRITE:
                     os.chmod(file, mode | stat.S_IWRITE)  # FlushFileBuffers wants a handle that can write
                 try:
-                    sync_file(held.open(file, os.O_RDWR | FILE))
+                    sync_file(held.open(file, os.O_RDWR | _TARGET_FLAGS))
                     held.close_last()
                 finally:
                     if not mode & stat.S_IWRITE:

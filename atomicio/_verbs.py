@@ -13,7 +13,7 @@ import stat
 import sys
 
 from ._errors import NotDurableError, failure
-from ._posix import Descriptors, sync_directory, sync_file, write_all
+from ._posix import _CLOEXEC, Descriptors, sync_directory, sync_file, write_all
 from ._writer import _DURABILITIES, AtomicWriter
 
 if sys.platform == "win32":
@@ -37,7 +37,6 @@ _KERNEL_CHUNK = 8 << 20  # short enough for Ctrl-C and for a progress bar
 # Lost is lost: no reason to try in another way.
 _LOST = frozenset({errno.EIO, errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_BINARY", 0)
 _FICLONE = 0x40049409  # <linux/fs.h>. Some architectures have another number, and refuse this one
 
 
@@ -310,7 +309,7 @@ class _Copy(AtomicWriter["Any"]):
         descriptors = Descriptors()
         try:
             try:
-                source = descriptors.open(os.fsdecode(given), _READ_FLAGS)
+                source = descriptors.open(os.fsdecode(given), os.O_RDONLY | _CLOEXEC)
                 status = os.fstat(source)
                 if stat.S_ISDIR(status.st_mode):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
