@@ -697,6 +697,14 @@ class Staging(Descriptors):
             return False
         return (found.st_dev, found.st_ino) == self.identity
 
+    def rename_over(self, source: str, target: str) -> None:
+        """Rename *source* to *target*, by paths, replacing what is there."""
+        os.replace(source, target)
+
+    def unlink_target(self) -> None:
+        """Remove the target."""
+        os.unlink(self._at + self.name, dir_fd=self._directory)
+
     def put_right(self) -> None:
         """Close the staging file if it was published open, and check that: FUSE and quotas report lost writes here."""
         if self.published:

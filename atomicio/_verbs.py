@@ -13,7 +13,7 @@ import stat
 import sys
 
 from ._errors import NotDurableError, failure
-from ._posix import _CLOEXEC, Descriptors, sync_directory, sync_file, write_all
+from ._posix import _CLOEXEC, Descriptors, sync_directory, sync_file, temporary_name, write_all
 from ._writer import _DURABILITIES, AtomicWriter
 
 if sys.platform == "win32":
@@ -55,9 +55,10 @@ class _Name(_platform.Staging):
         #: The path as it was given, for messages.
         self.given = os.fspath(path)
         full = _platform.absolute(os.fsdecode(self.given))
-        stripped = full.rstrip("/") or full[:1]
+        stripped = full.rstrip("/" if os.sep == "/" else "/\\") or full[:1]
         self.path = stripped
         self._slash = stripped != full and len(full) > 1
+        self.busy_timeout = AtomicWriter.busy_timeout
 
     def enter(self) -> None:
         """Open the directory and look at the name."""
@@ -94,7 +95,7 @@ class _Name(_platform.Staging):
             if self._directory is not None:
                 os.rename(source, destination, src_dir_fd=self._directory, dst_dir_fd=target._directory)
             else:
-                os.replace(source, destination)
+                self.rename_over(source, destination)
         except OSError:
             # NFS loses replies, and answers ENOENT to the second try: rename(2), BUGS.
             self.look()
@@ -106,7 +107,7 @@ class _Name(_platform.Staging):
     def unlink(self) -> None:
         if stat.S_ISDIR(self.exists().st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        os.unlink(self._at + self.name, dir_fd=self._directory)
+        self.unlink_target()
 
     def make_directory(self, mode: int) -> None:
         os.mkdir(self._at + self.name, mode, dir_fd=self._directory)
@@ -274,10 +275,10 @@ def copy(
 
     The other parameters, the errors and the guarantees are those of :func:`atomicio.atomic_write`.
 
-    Where the file system can (btrfs, xfs), the two files share their blocks until one of them is changed
-    (ioctl_ficlone(2)), and the copy is of one moment. Elsewhere the kernel copies (copy_file_range(2)), and holes stay
-    holes, or this process reads and writes; somebody who changes *src* meanwhile can then have old and new content
-    mixed in *dst*.
+    Where the file system can (btrfs, xfs; a new *dst* on APFS), the two files share their blocks until one of them is
+    changed (ioctl_ficlone(2), fclonefileat(2)), and the copy is of one moment. Elsewhere the kernel copies
+    (copy_file_range(2)), and holes stay holes, or this process reads and writes; somebody who changes *src* meanwhile
+    can then have old and new content mixed in *dst*.
     """
     _Copy(
         dst,
@@ -321,6 +322,9 @@ class _Copy(AtomicWriter["Any"]):
                 size = status.st_size if stat.S_ISREG(status.st_mode) else None
                 if self._through:
                     self._copy_through(source, size, progress)
+                elif size and self._clone(source, status):
+                    if progress is not None:
+                        progress(os.fstat(self._staging.fd).st_size, size)  # type: ignore[union-attr]
                 else:
                     _transfer(source, self._staging.fd, size, progress)  # type: ignore[union-attr]
                 self._publish()
@@ -334,6 +338,38 @@ class _Copy(AtomicWriter["Any"]):
     def _stage(self, staging: _platform.Staging, suffix: str | None) -> None:
         staging.mode_of_new = self._mode_of_source
         super()._stage(staging, suffix)
+
+    def _clone(self, source: int, status: os.stat_result) -> bool:
+        """Put a clone of *source* in the place of the empty staging file, where the system can only make new files so: macOS.
+
+        A clone comes with the mode, times and extended attributes of its source. Not tried where it would be open to more users
+        than the staging file is, if only for a moment; nor with flags, one of which says that the content is in an attribute.
+        """
+        staging = self._staging
+        assert staging is not None
+        if sys.platform != "darwin" or staging.temporary is None or status.st_flags:
+            return False
+        mode = stat.S_IMODE(os.fstat(staging.fd).st_mode)
+        if status.st_mode & 0o7777 & ~mode or not status.st_mode & stat.S_IWUSR:
+            return False
+        from ._syscalls import clone_file, drop_attributes  # noqa: PLC0415
+
+        staging.spare = temporary_name()  # whatever happens, this name is removed in the end
+        clone, directory = staging._at + staging.spare, staging._directory
+        try:
+            clone_file(source, clone, directory)
+        except OSError:
+            staging.spare = None
+            return False  # nothing was made; what goes wrong for a reason of its own will go wrong again when it is copied
+        fd = staging.open(clone, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0, directory)
+        staging._claim()
+        os.fchmod(fd, mode)
+        drop_attributes(fd)
+        os.utime(fd)
+        os.rename(clone, staging._at + staging.temporary, src_dir_fd=directory, dst_dir_fd=directory)
+        staging.spare = None
+        staging.close_last_but_one()
+        return True
 
     def _copy_through(self, source: int, size: int | None, progress: Progress | None) -> None:
         file = self._wrap()

@@ -232,6 +232,10 @@ class Staging(_Descriptors, _posix.Staging):
 
     # -- find -------------------------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _split(path: str) -> tuple[str, str]:
+        return os.path.split(path)
+
     def find(self, *, follow: bool, make_parents: bool = False, sync: bool = False, flags: int = 0) -> None:
         """Look at the target, resolving links in its last component. Those before it, Windows resolves at every call."""
         path = self.path
@@ -240,7 +244,7 @@ class Staging(_Descriptors, _posix.Staging):
                 self.name = path
                 self.look()
                 return
-            self.directory, self.name = os.path.split(path)
+            self.directory, self.name = self._split(path)
             if not self.name:
                 os.stat(path)
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -426,7 +430,7 @@ class Staging(_Descriptors, _posix.Staging):
         source, target = self.path_of_staging(), self._at + self.name
         two_steps = len(self.name + _ASIDE) <= _MAX_NAME
         try:
-            self._patiently(self._rename_over, source, target, share=0.5 if two_steps else 1.0)
+            self._patiently(self._try_rename, source, target, share=0.5 if two_steps else 1.0)
         except OSError as error:
             if not self._landed():
                 if error.winerror not in _PASSING or not two_steps:
@@ -435,10 +439,14 @@ class Staging(_Descriptors, _posix.Staging):
                     self._replace_in_two_steps(source, target)
                 else:
                     # Nobody has the target open, but somebody has the staging file, which no second step would change.
-                    self._patiently(self._rename_over, source, target)
+                    self.rename_over(source, target)
         self.temporary = None
 
-    def _rename_over(self, source: str, target: str) -> None:
+    def rename_over(self, source: str, target: str) -> None:
+        """Rename *source* to *target*, replacing what is there, once nobody is in the way."""
+        self._patiently(self._try_rename, source, target)
+
+    def _try_rename(self, source: str, target: str) -> None:
         try:
             os.replace(source, target)
         except PermissionError as error:
@@ -531,6 +539,10 @@ class Staging(_Descriptors, _posix.Staging):
             self._patiently(os.rename, aside, target, least=_LAST_TIMEOUT)
         except (FileExistsError, FileNotFoundError):
             pass  # the second step was done after all, or somebody else wrote the file
+
+    def unlink_target(self) -> None:
+        """Remove the target, once nobody is in the way."""
+        self._patiently(os.unlink, self._at + self.name)
 
     def sync_directory(self) -> None:
         """Make what was published survive a power cut, where the file system knows how to."""

@@ -25,7 +25,7 @@ from oracle import device
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.usefixtures("no_litter", "no_leaked_descriptors") if sys.platform == "linux" else ()
+pytestmark = pytest.mark.usefixtures("no_litter", "no_leaked_descriptors") if sys.platform == "linux" else []
 
 LEVELS = ("none", "consistent", "durable")
 STRACE = [

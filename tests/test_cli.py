@@ -369,9 +369,10 @@ def test_closed_standard_error_does_no_harm(target: Path) -> None:
 
 
 @posix_only
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_signal_while_it_reads_leaves_the_target(target: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_signal_while_it_reads_leaves_the_target(target: Path, name: str) -> None:
     """Killed before the end of the input: it dies of the signal, as a shell expects, and leaves nothing."""
+    number = getattr(signal, name)
     with subprocess.Popen(
         [*COMMAND, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:

@@ -2,7 +2,7 @@
 
 None of this ran on macOS. These tests load the modules as they are there (``sys.platform`` says ``darwin``) and replace the system
 calls at the boundary; they show which calls are made, in which order, and what is made of the answers. What the calls do, Apple's
-manual pages say: fcntl(2) for F_FULLFSYNC and F_BARRIERFSYNC, rename(2) for renameatx_np.
+manual pages say: fcntl(2) for F_FULLFSYNC and F_BARRIERFSYNC, rename(2) for renameatx_np, clonefile(2) for fclonefileat.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ fcntl = pytest.importorskip("fcntl", reason="macOS is a POSIX system, and so mus
 
 F_FULLFSYNC, F_BARRIERFSYNC = 51, 85  # <sys/fcntl.h>
 AT_FDCWD, RENAME_SWAP, RENAME_EXCL = -2, 2, 4  # <fcntl.h>, <sys/stdio.h>
+CLONE_NOOWNERCOPY = 2  # <sys/clonefile.h>
 NOT_HERE = [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY]
 
 
@@ -216,3 +217,127 @@ def test_two_files_change_places(syscalls: ModuleType, monkeypatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda *a, **k: library)
     syscalls.exchange("one", "other", 7)
     assert library.calls == [(7, b"one", 7, b"other", RENAME_SWAP)]
+
+
+class Cloning(Library):
+    """fclonefileat(2): a new file with the content, mode, times and attributes of its source; and the calls for attributes."""
+
+    def __init__(self, code: int = 0) -> None:
+        super().__init__(code)
+        self.removed: list[bytes] = []
+
+    def fclonefileat(self, source: int, directory: int, name: bytes, flags: ctypes.c_uint) -> int:
+        self.calls.append((directory, name, flags.value))
+        ctypes.set_errno(self.code)
+        if self.code:
+            return -1
+        where = None if directory == AT_FDCWD else directory
+        mode = os.fstat(source).st_mode & 0o7777
+        clone = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=where)
+        os.fchmod(clone, mode)
+        os.write(clone, os.pread(source, 1 << 20, 0))
+        os.utime(clone, (1, 1))
+        os.close(clone)
+        return 0
+
+    def flistxattr(self, fd: int, names: object, size: object, options: int) -> int:
+        listed = b"user.one\0com.apple.two\0"
+        if names is not None:
+            names.raw = listed  # type: ignore[attr-defined]
+        return len(listed)
+
+    def fremovexattr(self, fd: int, name: bytes, options: int) -> int:
+        self.removed.append(name)
+        return 0
+
+
+class Source:
+    """What fstat(2) says on macOS: flags too."""
+
+    st_flags = 0
+
+    def __init__(self, status: os.stat_result) -> None:
+        self.st_mode = status.st_mode
+
+
+@pytest.fixture
+def cloning(kernel: Kernel, syscalls: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Cloning:
+    library = Cloning()
+    monkeypatch.setattr(ctypes, "CDLL", lambda *a, **k: library)
+    monkeypatch.setitem(sys.modules, "atomicio._syscalls", syscalls)
+    verbs = as_on_macos("_verbs", monkeypatch)
+    clone = verbs._Copy._clone
+
+    def as_there(writer: object, source: int, status: os.stat_result) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "platform", "darwin")
+            return clone(writer, source, Source(status))
+
+    monkeypatch.setattr(verbs._Copy, "_clone", as_there)
+    library.copy = verbs.copy  # type: ignore[attr-defined]
+    return library
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(b"new")
+    path.chmod(0o640)
+    return path
+
+
+def test_a_copy_is_a_clone_with_nothing_but_the_content(source: Path, cloning: Cloning, kernel: Kernel) -> None:
+    seen: list[tuple[int, int | None]] = []
+    copy = source.with_name("copy")
+    cloning.copy(source, copy, progress=lambda *done: seen.append(done))  # type: ignore[attr-defined]
+    ((_, name, flags),) = cloning.calls
+    assert flags == CLONE_NOOWNERCOPY
+    assert name.startswith(b".atomicio-")
+    assert cloning.removed == [b"user.one", b"com.apple.two"]
+    assert copy.read_bytes() == b"new"
+    assert copy.stat().st_mode & 0o777 == 0o640
+    assert copy.stat().st_mtime > 1
+    assert seen == [(3, 3)]
+    assert kernel.calls == ["rename", "F_FULLFSYNC", "rename", "F_FULLFSYNC directory"]
+    assert sorted(os.listdir(source.parent)) == ["copy", "source"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.EXDEV, errno.ENOSPC])
+def test_a_copy_without_clones_reads_and_writes(source: Path, cloning: Cloning, code: int) -> None:
+    cloning.code = code
+    copy = source.with_name("copy")
+    cloning.copy(source, copy)  # type: ignore[attr-defined]
+    assert len(cloning.calls) == 1
+    assert copy.read_bytes() == b"new"
+    assert sorted(os.listdir(source.parent)) == ["copy", "source"]
+
+
+def test_no_clone_that_others_could_read_before_its_time(source: Path, target: Path, cloning: Cloning) -> None:
+    target.chmod(0o600)
+    cloning.copy(source, target)  # type: ignore[attr-defined]
+    assert cloning.calls == []
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_no_clone_of_a_file_whose_content_is_elsewhere(source: Path, cloning: Cloning, monkeypatch) -> None:
+    """UF_COMPRESSED: the content is in an attribute, which the copy is not to have."""
+    monkeypatch.setattr(Source, "st_flags", 0x20)
+    cloning.copy(source, source.with_name("copy"))  # type: ignore[attr-defined]
+    assert cloning.calls == []
+    assert source.with_name("copy").read_bytes() == b"new"
+
+
+def test_a_clone_that_fails_half_way_leaves_nothing(source: Path, cloning: Cloning, monkeypatch) -> None:
+    def utime(*arguments: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def clone_and_fail(*arguments: object) -> int:
+        monkeypatch.setattr(os, "utime", utime)
+        return 0
+
+    monkeypatch.setattr(cloning, "fremovexattr", clone_and_fail)
+    with pytest.raises(OSError) as caught:
+        cloning.copy(source, source.with_name("copy"))  # type: ignore[attr-defined]
+    assert (caught.value.errno, caught.value.committed) == (errno.EIO, False)  # type: ignore[attr-defined]
+    assert os.listdir(source.parent) == ["source"]

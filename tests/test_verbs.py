@@ -18,7 +18,7 @@ from oracle import device
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.usefixtures("no_litter", "no_leaked_descriptors") if sys.platform == "linux" else ()
+pytestmark = pytest.mark.usefixtures("no_litter", "no_leaked_descriptors") if sys.platform == "linux" else []
 
 LEVELS = ("none", "consistent", "durable")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

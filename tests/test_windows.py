@@ -288,7 +288,7 @@ def stop(source, target):
     replace(source, target)
     moved = target.endswith('.atomicio-old')
 os.replace = stop
-_windows.Staging._rename_over = lambda self, source, target: replace(source, target)
+_windows.Staging._try_rename = lambda self, source, target: replace(source, target)
 atomicio.write_bytes(path, b'new')
 print('end', flush=True)
 """
