@@ -75,7 +75,8 @@ _FEW_DIRECTORIES = 4
 _THREADS = 8
 
 # syncfs(2) is not to be had here after all: an old kernel under another name, or a filter of system calls.
-_NO_SYNCFS = frozenset({errno.ENOSYS, errno.EPERM})
+# EINVAL: directories can't be synced.
+_NO_SYNCFS = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL})
 
 
 class _FileSystem(Descriptors):
@@ -106,13 +107,13 @@ class _FileSystem(Descriptors):
 
         try:
             syncfs(self._watched)
+            # ext2, and ext4 without a journal, leave the cache of the device to fsync(2).
+            os.fsync(self._watched)
         except OSError as error:
             if error.errno not in _NO_SYNCFS:
                 raise
             self.whole = False
             return False
-        # ext2, and ext4 without a journal, leave the cache of the device to fsync(2).
-        os.fsync(self._watched)
         return True
 
     def claim(self, directory: _Directory) -> None:

@@ -12,6 +12,7 @@ import os
 import stat
 
 from ._errors import NotDurableError, TargetChangedError, UnreplaceableTargetError, failure
+from ._metadata import set_mode
 from ._posix import Descriptors, lock_whole
 from ._recovery import BACKUP, DIRECTORY, Record, exists, move, put_right, replace_backup
 from ._trees import DIRECTORY as DIRECTORY_FLAGS
@@ -144,8 +145,11 @@ class Tree(_platform.Staging):
         """Give the directory its mode, and make all of it survive a power cut."""
         self._sync = sync
         fd = self.fd if os.open in os.supports_dir_fd else None
-        if self.permissions is not None and fd is not None:
-            os.fchmod(fd, self.permissions)  # type: ignore[attr-defined,unused-ignore]
+        if self.permissions is not None and os.name != "nt":
+            if fd is None:
+                os.chmod(self.path_of_staging(), self.permissions)
+            else:
+                set_mode(fd, self.permissions)
         if sync:
             sync_tree(self.path_of_staging(), fd, self._since)
 

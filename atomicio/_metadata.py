@@ -17,7 +17,7 @@ import errno
 import os
 import stat
 
-__all__ = ["keep"]
+__all__ = ["keep", "set_mode"]
 
 _ACL = "system.posix_acl_access"
 _BOUND_TO_CONTENT = frozenset({"security.capability", "security.ima", "security.evm"})
@@ -48,7 +48,7 @@ def keep(fd: int, new: os.stat_result, old: os.stat_result, path: str, permissio
     if settled:
         return
     try:
-        os.fchmod(fd, mode)
+        set_mode(fd, mode)
     except OSError as error:
         # FAT, some CIFS and FUSE mounts have no mode bits to set. Only an explicit wish must not fail silently.
         if permissions is not None or error.errno not in _NO_CHANGE:
@@ -58,10 +58,23 @@ def keep(fd: int, new: os.stat_result, old: os.stat_result, path: str, permissio
         os.ftruncate(fd, os.fstat(fd).st_size)
 
 
+def set_mode(fd: int, mode: int) -> None:
+    """fchmod(2), or chmod(2) of the name that an open file has in /dev/fd, for builds of Python that lack the first."""
+    if hasattr(os, "fchmod"):
+        os.fchmod(fd, mode)
+        return
+    try:
+        os.chmod(f"/dev/fd/{fd}", mode)
+    except FileNotFoundError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+
+
 def _keep_owner(fd: int, new: os.stat_result, old: os.stat_result) -> tuple[bool, bool]:
     """Hand on owner and group, or the group alone, and tell of each whether the new file has the old one."""
     for uid in (old.st_uid, -1):
         try:
+            if not hasattr(os, "fchown"):
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
             os.fchown(fd, uid, old.st_gid)
         except OSError as error:
             if error.errno not in _NO_CHANGE:

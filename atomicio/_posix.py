@@ -26,7 +26,7 @@ import stat
 import sys
 from operator import methodcaller
 
-from ._metadata import keep
+from ._metadata import keep, set_mode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -526,6 +526,12 @@ class Staging(Descriptors):
 
     def only_append(self) -> None:
         """Make every write go to the end. After the copy: copy_file_range(2) refuses a file that is so opened."""
+        if fcntl is None:
+            name, directory = f"/proc/self/fd/{self.fd}", None
+            if self.temporary is not None:
+                name, directory = self._at + self.temporary, self._directory
+            self.open(name, os.O_RDWR | os.O_APPEND | _CLOEXEC, 0, directory)
+            return
         fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_APPEND)
 
     def same_content(self) -> bool:
@@ -558,11 +564,11 @@ class Staging(Descriptors):
         if self._replaces_file():
             keep(self.fd, new, self.status, self._target_path(), self.permissions)  # type: ignore[arg-type]
         elif self.permissions is not None:
-            os.fchmod(self.fd, self.permissions)
+            set_mode(self.fd, self.permissions)
 
     def set_mode(self, target: int, permissions: int) -> None:
         """Give the target itself, open as *target*, the mode *permissions*: it is written in place."""
-        os.fchmod(target, permissions)
+        set_mode(target, permissions)
 
     def _target_path(self) -> str:
         # The calls for extended attributes know no directory descriptor; this has the same effect.

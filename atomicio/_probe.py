@@ -9,7 +9,7 @@ import sys
 
 from ._directory import Tree
 from ._filesystem import Mount, mount_of
-from ._posix import _DIRECTORY_FLAGS, _NAMED_FLAGS, _NO_DIRECTORY_SYNC, Descriptors, sync_file, write_all
+from ._posix import _DIRECTORY_FLAGS, _NAMED_FLAGS, _NO_DIRECTORY_SYNC, Descriptors, hard_link, sync_file, write_all
 from ._verbs import _share
 
 TYPE_CHECKING = False
@@ -172,9 +172,9 @@ class _Trial:
         if not hasattr(os, "O_TMPFILE"):
             return False
         try:
-            fd = self.held.open(self.directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # type: ignore[attr-defined,unused-ignore]
+            fd = self.held.open(self.directory, os.O_TMPFILE | os.O_RDWR, 0o600)  # type: ignore[attr-defined,unused-ignore]
             anchor = self.held.open(self.directory, _DIRECTORY_FLAGS)
-            os.link(f"/proc/self/fd/{fd}", "unnamed", dst_dir_fd=anchor)
+            hard_link(f"/proc/self/fd/{fd}", "unnamed", None, anchor)
         except OSError:
             return False
         return os.path.exists(self.at("unnamed"))
@@ -190,7 +190,7 @@ class _Trial:
         one, other = self.at("linked"), self.at("link")
         self.file("linked")
         try:
-            os.link(one, other)
+            hard_link(one, other, None, None)
         except (OSError, NotImplementedError):
             return False
         return os.path.samefile(one, other)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import sys
+
+try:
+    import ctypes
+except ImportError:  # a build without libffi
+    ctypes = None  # type: ignore[assignment]
 
 __all__ = ["clone_file", "drop_attributes", "exchange", "rename_new", "syncfs"]
 
@@ -19,7 +23,7 @@ _CLONE_NOOWNERCOPY = 2  # <sys/clonefile.h>
 
 def _rename(source: str, target: str, directory: int | None, flags: int) -> None:
     """rename(2) with *flags*, both names relative to *directory*."""
-    library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+    library = None if sys.platform == "win32" or ctypes is None else ctypes.CDLL(None, use_errno=True)
     function = getattr(library, _NAME, None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target)
@@ -41,7 +45,7 @@ def exchange(one: str, other: str, directory: int | None) -> None:
 
 def clone_file(source: int, target: str, directory: int | None) -> None:
     """Create *target* as a copy of the file *source* that shares its blocks: fclonefileat(2) of macOS; ENOSYS elsewhere."""
-    library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+    library = None if sys.platform == "win32" or ctypes is None else ctypes.CDLL(None, use_errno=True)
     function = getattr(library, "fclonefileat", None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target)
@@ -64,7 +68,7 @@ def drop_attributes(fd: int) -> None:
 
 def syncfs(fd: int) -> None:
     """Wait until all that was written to the file system of *fd* is on its device; Linux says since 5.8 if something was lost."""
-    library = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+    library = None if sys.platform == "win32" or ctypes is None else ctypes.CDLL(None, use_errno=True)
     function = getattr(library, "syncfs", None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -402,11 +402,11 @@ def _share(source: int, destination: int) -> bool:
     """Make *destination* share all blocks with *source*, where the file system can."""
     if sys.platform != "linux":
         return False
-    import fcntl  # noqa: PLC0415
-
     try:
+        import fcntl  # noqa: PLC0415
+
         fcntl.ioctl(destination, getattr(fcntl, "FICLONE", _FICLONE), source)
-    except OSError:
+    except (ImportError, OSError):
         return False  # nothing was done; what goes wrong for a reason of its own will go wrong again below
     return True
 
