@@ -12,9 +12,12 @@ exclude_patterns = ["_build", "changelog/*"]
 autodoc_member_order = "bysource"
 # One signature instead of one for each overload; the docstrings say in words what is taken.
 autodoc_typehints = "none"
-default_role = "code"
+# `atomic_write` on any page leads to the reference; what is not found there (`open`) is shown as code.
+default_role = "py:obj"
+rst_prolog = ".. py:currentmodule:: atomicio"
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = "atomicio"
 html_static_path = ["_static"]
 html_copy_source = False
