@@ -18,10 +18,27 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import BinaryIO
 
-__all__ = ["Progress", "main"]
+__all__ = ["Progress", "main", "parser"]
 
 _CHUNK = 1 << 18
 _BAR = 30  # characters
+
+# How each shell completes names, in the words of shtab, which makes the completions and is not imported here.
+_FILE = {
+    "bash": "_shtab_compgen_files",
+    "fish": "(__fish_complete_path (commandline -ct))",
+    "powershell": "_shtab_powershell_compgen_files",
+    "tcsh": "f",
+    "zsh": "_files",
+}
+_DIRECTORY = {
+    "bash": "_shtab_compgen_dirs",
+    "fish": "(__fish_complete_directories)",
+    "powershell": "_shtab_powershell_compgen_dirs",
+    "tcsh": "d",
+    "zsh": "_files -/",
+}
+_COMPLETED = {"SOURCE": _FILE, "TARGET": _FILE, "FILE": _FILE, "PATH": _FILE, "DIR": _DIRECTORY}
 # What the library's messages advise, as this command has it.
 _OPTIONS = {
     "make_parents=True": "--parents",
@@ -172,12 +189,13 @@ def _placing(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, from which completions for shells are made (by shtab)."""
+    whole = argparse.ArgumentParser(
         prog="atomicio", description="Write files so that nobody, ever, sees half of one.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"atomicio {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"atomicio {__version__}")
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     write = commands.add_parser(
         "write",
         help="replace a file with standard input",
@@ -210,12 +228,16 @@ def _parser() -> argparse.ArgumentParser:
     from ._star_imports_cli import add_command  # noqa: PLC0415
 
     add_command(commands)
-    return parser
+    for command in commands.choices.values():
+        for action in command._actions:
+            if action.metavar in _COMPLETED:
+                action.complete = _COMPLETED[action.metavar]  # type: ignore[attr-defined]
+    return whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except KeyboardInterrupt:
