@@ -161,7 +161,7 @@ class Tree(_platform.Staging):
         source, target = self._at + self.path_in_directory(), self._at + self.name
         try:
             if self.status is None:
-                move(source, target, self._directory)
+                self._move(source, target)
             else:
                 from ._syscalls import exchange  # noqa: PLC0415
 
@@ -176,7 +176,7 @@ class Tree(_platform.Staging):
                     raise
                 self.exchange(fallback=fallback)
             elif self.status is not None and error.errno == errno.ENOENT:
-                move(source, target, self._directory)
+                self._move(source, target)
             elif self.status is None or error.errno not in _NO_EXCHANGE:
                 raise
             elif fallback == "raise":
@@ -191,8 +191,11 @@ class Tree(_platform.Staging):
 
     def _rename(self, before: str, after: str) -> None:
         # Either name may be the one when an interrupt comes: both are looked at by discard.
-        move(self._at + self.stem + before, self._at + self.stem + after, self._directory)
+        self._move(self._at + self.stem + before, self._at + self.stem + after)
         self.temporary = self.stem + after
+
+    def _move(self, source: str, target: str) -> None:
+        self.patiently(move, source, target, self._directory)
 
     def _two_renames(self) -> None:
         source, target = self._at + self.stem + DIRECTORY, self._at + self.name
@@ -209,12 +212,12 @@ class Tree(_platform.Staging):
         self.record.create(self.stem, self.backup, sync=self._sync)
         try:
             try:
-                move(target, self._at + self.record.old, self._directory)
+                self._move(target, self._at + self.record.old)
             except OSError as error:
                 if error.errno != errno.EXDEV or self._directory is None:
                     raise
                 self._copy_and_remove(target)
-            move(source, target, self._directory)
+            self._move(source, target)
         except OSError:
             self._undo()
             raise
@@ -236,7 +239,7 @@ class Tree(_platform.Staging):
             if self._sync:
                 sync_tree(os.path.join(self.directory, self.copy), copy, copy)
             record.create(self.stem, self.backup, copied=True, sync=self._sync)
-            move(self._at + self.copy, self._at + record.old, self._directory)
+            self._move(self._at + self.copy, self._at + record.old)
             self.copy = None
             if self._sync:
                 record.sync_directory()  # before anything goes, the device must have what replaces it
@@ -279,7 +282,7 @@ class Tree(_platform.Staging):
         try:
             if self.record is not None:
                 self.record.resolve()
-            remove_tree(spare, self._directory)
+            self.patiently(remove_tree, spare, self._directory)
         except OSError as error:
             self.left = error
         self.temporary = None
@@ -336,6 +339,7 @@ class _DirectoryWriter(AtomicWriter["Any"]):
         del suffix
         self._staging = staging = Tree(self._path)  # pyright: ignore[reportIncompatibleVariableOverride]
         staging.permissions = self._permissions
+        staging.busy_timeout = self.busy_timeout
         staging.backup = self._backup
         if self._path and Tree._split(self._path)[1] in ("", ".", ".."):
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))

@@ -31,8 +31,12 @@ from ._metadata import keep, set_mode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import fcntl
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
     from typing_extensions import Buffer
+
+    T = TypeVar("T")
 else:
     try:
         import fcntl
@@ -702,6 +706,10 @@ class Staging(Descriptors):
         except OSError:
             return False
         return (found.st_dev, found.st_ino) == self.identity
+
+    def patiently(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call *function*. On Windows it is called again while others are in its way, for :attr:`busy_timeout`."""
+        return function(*arguments)
 
     def rename_over(self, source: str, target: str) -> None:
         """Rename *source* to *target*, by paths, replacing what is there."""

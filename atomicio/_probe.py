@@ -141,7 +141,10 @@ def probe(path: Path = ".") -> Probe:
             found.hard_links = trial.hard_link()
             found.create_new = trial.create_new(hard_links=found.hard_links)
             found.exchange = trial.exchange()
-            found.directory_sync = trial.directory_sync(scratch.fd) if has_descriptors else None
+            if has_descriptors:
+                found.directory_sync = trial.directory_sync(scratch.fd)
+            elif sys.platform == "win32":
+                found.directory_sync = scratch.sync_directory_named(trial.directory)
             found.reflink = trial.reflink()
             found.permissions = trial.permissions()
             found.case_sensitive = trial.case()

@@ -54,9 +54,6 @@ _STEM = re.compile(r"\.atomicio-[0-9a-f]{16}")
 _RECORD = re.compile(_STEM.pattern + re.escape(RECORD))
 _LOCKED_BYTE = 1 << 30  # Windows forbids reading what is locked, so a byte far behind what the record says
 _LIMIT = 1 << 16
-# ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION: somebody has a file in it open, perhaps not for long.
-_PASSING = frozenset({5, 32, 33})
-_PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.2, 0.2)
 _OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
 
 
@@ -77,34 +74,35 @@ def exists(name: str, directory: int | None) -> bool:
 
 
 def move(source: str, target: str, directory: int | None) -> None:
-    """Rename; on Windows tried again while somebody has the tree open, if only for a moment."""
-    for pause in (*_PAUSES, None):
-        try:
-            os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)
-        except PermissionError as error:
-            if pause is None or getattr(error, "winerror", None) not in _PASSING:
-                raise
-            import time  # noqa: PLC0415
+    """Rename, both names relative to *directory*."""
+    os.rename(source, target, src_dir_fd=directory, dst_dir_fd=directory)
 
-            time.sleep(pause)
-        else:
-            return
+
+def _move(source: str, target: str, directory: int | None) -> None:
+    """Rename; on Windows tried again while somebody has something in the tree open."""
+    if sys.platform == "win32":
+        from ._windows import patiently  # noqa: PLC0415
+        from ._writer import AtomicWriter  # noqa: PLC0415
+
+        patiently(AtomicWriter.busy_timeout, move, source, target, directory)
+    else:
+        move(source, target, directory)
 
 
 def replace_backup(old: str, backup: str, spare: str, directory: int | None) -> None:
     """Rename the tree *old* to *backup*; what has that name goes to *spare*."""
     try:
-        move(old, backup, directory)
+        _move(old, backup, directory)
     except OSError as error:
         if error.errno not in _OCCUPIED:
             raise
         try:
-            move(backup, spare, directory)
+            _move(backup, spare, directory)
         except OSError as immovable:
             if immovable.errno != errno.EXDEV:
                 raise
             remove_tree(backup, directory)
-        move(old, backup, directory)
+        _move(old, backup, directory)
 
 
 if sys.platform == "win32":
@@ -266,13 +264,13 @@ class Record(Descriptors):
             if begun or not exists(at + self.target, directory):
                 if begun:
                     remove_tree(at + self.target, directory)
-                move(at + self.old, at + self.target, directory)
+                _move(at + self.old, at + self.target, directory)
                 self.sync_directory()
                 outcome = "restored"
             elif exists(at + self.new, directory):
                 outcome = "kept"
             elif self.backup is None:
-                move(at + self.old, at + self.new, directory)
+                _move(at + self.old, at + self.new, directory)
                 outcome = "done"
             else:
                 replace_backup(at + self.old, at + self.target + self.backup, at + self.new, directory)
@@ -300,6 +298,10 @@ class Record(Descriptors):
         """Make the names survive a power cut."""
         if self._directory is not None:
             sync_directory(self._directory)
+        elif sys.platform == "win32":
+            from ._windows import sync_directory_named  # noqa: PLC0415
+
+            sync_directory_named(self._at)
 
 
 def put_right(at: str, directory: int | None, target: str = "", name: str = "", *, wait: bool) -> Record | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 
 from ._filesystem import syncs_whole
 from ._posix import _DIRECTORY_FLAGS, _TARGET_FLAGS, Descriptors, sync_directory, sync_file, temporary_name
@@ -73,7 +74,7 @@ def _sync_each(held: Descriptors, fd: int) -> None:
 
 
 def _sync_by_path(path: str) -> None:
-    """Where there are no directory descriptors (Windows): files only, since the file system journals names by itself."""
+    """Where there are no descriptors of directories: all files, and on Windows, which opens directories in another way, those too."""
     held = Descriptors()
     try:
         for where, _, files in os.walk(path, onerror=_raise):
@@ -90,6 +91,10 @@ def _sync_by_path(path: str) -> None:
                 finally:
                     if not mode & stat.S_IWRITE:
                         os.chmod(file, mode)
+            if sys.platform == "win32":
+                from ._windows import sync_directory_named  # noqa: PLC0415
+
+                sync_directory_named(where)
     finally:
         held.close()
 

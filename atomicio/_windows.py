@@ -38,6 +38,8 @@ __all__ = [
     "copy_content",
     "make_directories",
     "open_shared_fd",
+    "patiently",
+    "sync_directory_named",
     "sync_file",
     "temporary_name",
 ]
@@ -97,7 +99,7 @@ def absolute(path: str) -> str:
     return full + os.sep if path[-1] in "\\/" and full[-1] != os.sep else full
 
 
-def _patiently(timeout: float, function: Callable[..., T], *arguments: Any) -> T:
+def patiently(timeout: float, function: Callable[..., T], *arguments: Any) -> T:
     """Call *function* until it no longer fails because somebody has the file open, for *timeout* seconds at most."""
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
@@ -130,11 +132,16 @@ def make_directories(path: str, *, sync: bool, mode: int = 0o777) -> None:
         make_directories(path, sync=sync, mode=mode)
         return
     if sync:
-        descriptors = _Descriptors()
-        try:
-            descriptors.sync_directory_named(parent)
-        finally:
-            descriptors.close()
+        sync_directory_named(parent)
+
+
+def sync_directory_named(path: str) -> bool:
+    """Wait until the names in the directory *path* are on the device; return False where that is not possible."""
+    descriptors = _Descriptors()
+    try:
+        return descriptors.sync_directory_named(path)
+    finally:
+        descriptors.close()
 
 
 def open_shared_fd(path: str, flags: int, busy_timeout: float) -> int:
@@ -146,7 +153,7 @@ def open_shared_fd(path: str, flags: int, busy_timeout: float) -> int:
         for candidate in (name, name + _ASIDE, name):  # between the two steps of a replacement the old file is aside
             try:
                 left = deadline - time.monotonic()
-                _patiently(left, descriptors.open_handle, _verbatim(candidate), _GENERIC_READ, os.O_RDONLY)
+                patiently(left, descriptors.open_handle, _verbatim(candidate), _GENERIC_READ, os.O_RDONLY)
             except FileNotFoundError as error:
                 missing = error
             else:
@@ -189,8 +196,8 @@ class _Descriptors(_posix.Descriptors):
         """Give the newest away."""
         return self._fds.pop()
 
-    def sync_directory_named(self, path: str) -> None:
-        """Wait until the names in the directory *path* are on the device.
+    def sync_directory_named(self, path: str) -> bool:
+        """Wait until the names in the directory *path* are on the device; return False where that is not possible.
 
         FlushFileBuffers of a directory that is open for writing "ensures that the directory structure is persisted to stable
         storage": [MS-FSA] 2.1.5.7; the access it takes is in [MS-SMB2] 3.3.5.11 and NtFlushBuffersFileEx.
@@ -200,7 +207,8 @@ class _Descriptors(_posix.Descriptors):
         except OSError as error:
             if error.winerror not in _NO_DIRECTORY_SYNC:
                 raise
-            return
+            return False
+        possible = True
         try:
             os.fsync(self._fds[-1])
         except OSError:
@@ -208,7 +216,9 @@ class _Descriptors(_posix.Descriptors):
             code = _winapi.GetLastError()
             if code not in _NO_DIRECTORY_SYNC:
                 raise OSError(errno.EIO, f"{os.strerror(errno.EIO)} (FlushFileBuffers: {code})") from None
+            possible = False
         self.close_last()
+        return possible
 
 
 class Staging(_Descriptors, _posix.Staging):
@@ -216,7 +226,7 @@ class Staging(_Descriptors, _posix.Staging):
 
     _waited = 0.0
 
-    def _patiently(
+    def patiently(
         self, function: Callable[..., T], *arguments: Any, share: float = 1.0, most: float = _FOREVER, least: float = 0.0
     ) -> T:
         """Call *function* until it no longer fails because somebody has the file open.
@@ -226,7 +236,7 @@ class Staging(_Descriptors, _posix.Staging):
         """
         begun = time.monotonic()
         try:
-            return _patiently(max(min(share * (self.busy_timeout - self._waited), most), least), function, *arguments)
+            return patiently(max(min(share * (self.busy_timeout - self._waited), most), least), function, *arguments)
         finally:
             self._waited += time.monotonic() - begun
 
@@ -270,14 +280,14 @@ class Staging(_Descriptors, _posix.Staging):
         if self.name.startswith(_DEVICE):
             self.status = os.stat_result((stat.S_IFCHR | 0o666, *[0] * 9))
             return
-        self._patiently(super().look)
+        self.patiently(super().look)
         for _ in range(_LOOKS):
             if self.status is not None:
                 return
             # Another writer may be between its two steps, or have died there, or just have done the second.
             if os.path.lexists(self._at + self.name + _ASIDE):
                 self._put_back()
-            self._patiently(super().look)
+            self.patiently(super().look)
 
     def _with_target(self, function: Callable[..., T], *arguments: Any, most: float = _FOREVER) -> T | None:
         """Call *function*, which opens the target. Another writer may be between its two steps: then wait for the second.
@@ -286,7 +296,7 @@ class Staging(_Descriptors, _posix.Staging):
         """
         while self.status is not None:
             try:
-                return self._patiently(function, *arguments, most=most)
+                return self.patiently(function, *arguments, most=most)
             except FileNotFoundError:
                 self.look()
         return None
@@ -415,7 +425,7 @@ class Staging(_Descriptors, _posix.Staging):
                 sync_file(copy)
             self.close_last()
             self.close_last()
-        self._patiently(os.replace, spare, self._at + name)
+        self.patiently(os.replace, spare, self._at + name)
         self._remove(self.spare)  # if both were links to one file, it may still be there
         self.spare = None
 
@@ -430,7 +440,7 @@ class Staging(_Descriptors, _posix.Staging):
         source, target = self.path_of_staging(), self._at + self.name
         two_steps = len(self.name + _ASIDE) <= _MAX_NAME
         try:
-            self._patiently(self._try_rename, source, target, share=0.5 if two_steps else 1.0)
+            self.patiently(self._try_rename, source, target, share=0.5 if two_steps else 1.0)
         except OSError as error:
             if not self._landed():
                 if error.winerror not in _PASSING or not two_steps:
@@ -444,7 +454,7 @@ class Staging(_Descriptors, _posix.Staging):
 
     def rename_over(self, source: str, target: str) -> None:
         """Rename *source* to *target*, replacing what is there, once nobody is in the way."""
-        self._patiently(self._try_rename, source, target)
+        self.patiently(self._try_rename, source, target)
 
     def _try_rename(self, source: str, target: str) -> None:
         try:
@@ -463,7 +473,7 @@ class Staging(_Descriptors, _posix.Staging):
         """Create the target or raise FileExistsError: MoveFileExW without MOVEFILE_REPLACE_EXISTING does both in one step."""
         self._prepare(sync=sync)
         try:
-            self._patiently(os.rename, self.path_of_staging(), self._at + self.name)
+            self.patiently(os.rename, self.path_of_staging(), self._at + self.name)
         except OSError:
             if not self._landed():
                 raise
@@ -486,7 +496,7 @@ class Staging(_Descriptors, _posix.Staging):
 
     def _hold_guard(self) -> None:
         """Keep everybody else from the two steps. The file, and with it the guard, goes away with the process that holds it."""
-        self._patiently(
+        self.patiently(
             self.open_handle,
             self._at + self.name + _GUARD,
             _GENERIC_WRITE | _DELETE,
@@ -506,11 +516,11 @@ class Staging(_Descriptors, _posix.Staging):
         self._hold_guard()
         try:
             try:
-                self._patiently(os.replace, target, aside)
+                self.patiently(os.replace, target, aside)
             except FileNotFoundError:
                 pass  # somebody removed it meanwhile, and nothing is in the way any more
             try:
-                self._patiently(os.replace, source, target, least=_LAST_TIMEOUT)
+                self.patiently(os.replace, source, target, least=_LAST_TIMEOUT)
             except BaseException:
                 self._rename_back(aside, target)
                 raise
@@ -536,13 +546,13 @@ class Staging(_Descriptors, _posix.Staging):
 
     def _rename_back(self, aside: str, target: str) -> None:
         try:
-            self._patiently(os.rename, aside, target, least=_LAST_TIMEOUT)
+            self.patiently(os.rename, aside, target, least=_LAST_TIMEOUT)
         except (FileExistsError, FileNotFoundError):
             pass  # the second step was done after all, or somebody else wrote the file
 
     def unlink_target(self) -> None:
         """Remove the target, once nobody is in the way."""
-        self._patiently(os.unlink, self._at + self.name)
+        self.patiently(os.unlink, self._at + self.name)
 
     def sync_directory(self) -> None:
         """Make what was published survive a power cut, where the file system knows how to."""
@@ -574,6 +584,6 @@ class Staging(_Descriptors, _posix.Staging):
                 return
             if self.permissions is not None:
                 os.chmod(path, stat.S_IREAD | stat.S_IWRITE)
-            _patiently(min(_LAST_TIMEOUT, self.busy_timeout), os.unlink, path)
+            patiently(min(_LAST_TIMEOUT, self.busy_timeout), os.unlink, path)
         except OSError:
             pass  # already gone; or a name is left that the library knows as its own

@@ -179,14 +179,14 @@ class TestRetries:
     @pytest.mark.parametrize("code", [ACCESS_DENIED, SHARING_VIOLATION, LOCK_VIOLATION])
     def test_of_what_passes(self, code: int) -> None:
         function, calls = self.failing(code, times=5)
-        assert _windows._patiently(10, function) == "done"
+        assert _windows.patiently(10, function) == "done"
         assert len(calls) == 6
 
     @pytest.mark.parametrize("code", [2, 3, 17, 87, 112, 123, 183, 1117])
     def test_of_nothing_else(self, code: int) -> None:
         function, calls = self.failing(code)
         with pytest.raises(OSError) as caught:
-            _windows._patiently(10, function)
+            _windows.patiently(10, function)
         assert caught.value.winerror == code
         assert len(calls) == 1
 
@@ -194,14 +194,14 @@ class TestRetries:
         function, calls = self.failing(SHARING_VIOLATION)
         start = time.monotonic()
         with pytest.raises(PermissionError):
-            _windows._patiently(0.4, function)
+            _windows.patiently(0.4, function)
         assert 0.4 <= time.monotonic() - start < 2
         assert 5 <= len(calls) < 100
 
     def test_are_spread(self) -> None:
         def pauses() -> list[float]:
             function, calls = self.failing(SHARING_VIOLATION, times=6)
-            _windows._patiently(10, function)
+            _windows.patiently(10, function)
             return [later - earlier for earlier, later in zip(calls, calls[1:])]
 
         assert len({round(pauses()[-1], 4) for _ in range(8)}) > 1
@@ -709,7 +709,7 @@ class TestVolumes:
     def test_renames_between_them_fail_at_once(self, target: Path, elsewhere: Path) -> None:
         start = time.monotonic()
         with pytest.raises(OSError) as caught:
-            _windows._patiently(10, os.replace, target, elsewhere / "target")
+            _windows.patiently(10, os.replace, target, elsewhere / "target")
         assert (caught.value.errno, caught.value.winerror) == (errno.EXDEV, 17)
         assert time.monotonic() - start < 1
 

@@ -256,7 +256,7 @@ class TestDirectoryAfterADeath:
         assert not [name for name in names(site.parent) if name.endswith(".recover")]
 
     def test_killed_from_outside_in_the_gap(self, site: Path) -> None:
-        process = run(KILLED.format(number=2, stop="print('gap', flush=True); sys.stdin.read()", backup=None), site)
+        process = run(KILLED.format(number=3, stop="print('gap', flush=True); sys.stdin.read()", backup=None), site)
         assert process.stdout.readline() == "gap\n"
         assert not site.exists()
         process.kill()
