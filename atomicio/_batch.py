@@ -855,7 +855,7 @@ class Batch:
         backup: str | None = None,
         make_parents: bool = False,
     ) -> None:
-        """Add the file *path* with the content *data* to the batch: :meth:`atomic_write` in one call."""
+        """Add the file *path* with the content *data* to the batch: :meth:`atomic_write` in one call, with its errors."""
         _BatchWriter["Any"](
             self._group,
             path,
@@ -887,7 +887,7 @@ class Batch:
         backup: str | None = None,
         make_parents: bool = False,
     ) -> None:
-        """Add the file *path* with the content *text* to the batch: :meth:`atomic_write` in one call."""
+        """Add the file *path* with the content *text* to the batch: :meth:`atomic_write` in one call, with its errors."""
         with _BatchWriter["Any"](
             self._group,
             path,

@@ -142,6 +142,8 @@ def replace(src: Path, dst: Path, *, durability: Durability = "durable") -> None
 
     Of a directory, the names in it are synced, not the content of the files below: :func:`atomicio.atomic_directory`
     does that. Other than a write, this does not ask whether *dst* may be written to; a rename never does.
+    A directory that its file system cannot sync (``EINVAL``, ``ENOTSUP``) raises nothing.
+    Sources: rename(2), fsync(2).
     """
     _check(durability)
     source, target = _Name(src), _Name(dst)
@@ -183,6 +185,8 @@ def remove(path: Path, *, durability: Durability = "durable") -> None:
     :raises NotDurableError: if it was removed, but the directory could not be synced
     :raises OSError: as :func:`os.remove` does (``EISDIR`` for a directory on all systems); nothing was changed
     :raises ValueError: on a wrong option
+
+    A directory that its file system cannot sync (``EINVAL``, ``ENOTSUP``) raises nothing (fsync(2)).
     """
     _check(durability)
     name = _Name(path)
@@ -216,6 +220,8 @@ def makedirs(
     :raises FileExistsError: if it exists and *exist_ok* is false, or it is not a directory
     :raises OSError: as :func:`os.makedirs` does; *path* was not made, some of its parents may have been
     :raises ValueError: on a wrong option
+
+    A directory that its file system cannot sync (``EINVAL``, ``ENOTSUP``) raises nothing (fsync(2)).
     """
     _check(durability)
     name = _Name(path)

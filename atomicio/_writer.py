@@ -821,13 +821,22 @@ def atomic_write(
     :returns: a writer that is a context manager for the file object
     :raises ValueError: on a wrong mode or option, before anything happens
     :raises TypeError: if *path* is a descriptor
-    :raises OSError: on entry or at the commit, of the class that :func:`open` raises; its ``committed`` attribute says
-        whether the target was replaced: False for all but :exc:`NotDurableError`
+    :raises FileExistsError: with ``"x"``, on entry or at the commit, if the target exists; it is untouched
+    :raises TargetChangedError: at the commit, with ``"a"`` or ``"r+"``, if somebody else changed the target; theirs is kept
+    :raises UnreplaceableTargetError: at the latest at the commit, if the target can't be renamed over; it is untouched
+    :raises TimeoutError: on entry, if a *lock* in seconds was not to be had; the target is untouched
+    :raises NotDurableError: at the commit, if the target **was** replaced, but a power cut may take that back
+    :raises OSError: on entry or at the commit, of the class that :func:`open` raises; the target is untouched. Each has an
+        attribute ``committed``, whether the target was replaced: True for :exc:`NotDurableError`, and where writing in place
+        failed half way
 
-    On Linux the new content is in a file without a name (``O_TMPFILE``, open(2)) until it is complete, so that a killed
-    process leaves nothing; where that is not possible, and on other systems, in a file ``.atomicio-<16 hex
-    digits>.tmp`` in the same directory. Renaming over an existing file is atomic by POSIX (rename(2)). Devices, FIFOs
-    and ``/dev/stdout`` are written through, as :func:`open` does: there is nothing to replace.
+    On Linux the new content is in a file without a name (``O_TMPFILE``, open(2)) until it is complete, so that a process
+    killed in the block leaves nothing. During the sync and up to the rename, and all the time where there are no such files, it
+    is a file ``.atomicio-<16 hex digits>.tmp`` in the same directory. Renaming over an existing file is atomic by POSIX
+    (rename(2)); on macOS the sync is ``F_FULLFSYNC`` (fcntl(2)). On Windows a file that somebody holds open is tried
+    for :attr:`AtomicWriter.busy_timeout` seconds, in the end by two renames, between which :func:`open` may find none. Where directories can't be synced (``EINVAL``,
+    ``ENOTSUP``), ``"durable"`` raises nothing. Devices, FIFOs and ``/dev/stdout`` are written through, as :func:`open` does: there
+    is nothing to replace.
     """
     return AtomicWriter(
         path,
