@@ -833,10 +833,10 @@ def atomic_write(
     On Linux the new content is in a file without a name (``O_TMPFILE``, open(2)) until it is complete, so that a process
     killed in the block leaves nothing. During the sync and up to the rename, and all the time where there are no such files, it
     is a file ``.atomicio-<16 hex digits>.tmp`` in the same directory. Renaming over an existing file is atomic by POSIX
-    (rename(2)); on macOS the sync is ``F_FULLFSYNC`` (fcntl(2)). On Windows a file that somebody holds open is tried
-    for :attr:`AtomicWriter.busy_timeout` seconds, in the end by two renames, between which :func:`open` may find none. Where directories can't be synced (``EINVAL``,
-    ``ENOTSUP``), ``"durable"`` raises nothing. Devices, FIFOs and ``/dev/stdout`` are written through, as :func:`open` does: there
-    is nothing to replace.
+    (rename(2)); on macOS the sync is ``F_FULLFSYNC`` (fcntl(2)). On Windows a file that somebody holds open is tried for
+    :attr:`AtomicWriter.busy_timeout` seconds, in the end by two renames, between which :func:`open` may find none. Where
+    directories can't be synced (``EINVAL``, ``ENOTSUP``), ``"durable"`` raises nothing. Devices, FIFOs and
+    ``/dev/stdout`` are written through, as :func:`open` does: there is nothing to replace.
     """
     return AtomicWriter(
         path,
