@@ -66,11 +66,11 @@ def run(arguments: argparse.Namespace) -> None:
             raise OSError(f"not remembered: {', '.join(failed)}")
     else:
         print(cache.path)  # noqa: T201
-        files, modules = cache._read(strict=True)
-        for module in sorted(modules):
+        for module, entry in sorted(cache._read(strict=True).items()):
             # What this command itself has loaded cannot be stale.
-            entry = cache._decode(module, files, modules[module]) if module in sys.modules else cache._valid(module)
-            print(f"{module}: {f'{len(entry[0])} names' if entry else 'stale'}")  # noqa: T201
+            valid = entry if module in sys.modules else cache._valid(module)
+            if entry:
+                print(f"{module}: {f'{len(valid[0])} names' if valid else 'stale'}")  # noqa: T201
 
 
 def _warm(path: str, shared: bool, module: str) -> bool:

@@ -64,6 +64,14 @@ def run(code: str, *paths: object, python: Iterable[str] = (sys.executable,), **
     return finish(start(code, *paths, python=python, **more))
 
 
+def answer_of(code: str, *arguments: str, **more: str) -> Any:
+    """What PRELUDE and `code` answer in a fresh process with `arguments`."""
+    command = [sys.executable, "-P", "-c", PRELUDE + code, *arguments]
+    done = subprocess.run(command, env=environment((), **more), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def learn(cache: object, modules: Iterable[str], *paths: object) -> None:
     """Record each module in the cache file, in a fresh process of its own."""
     for module in modules:

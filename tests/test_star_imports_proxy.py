@@ -11,12 +11,14 @@ import enum
 import fractions
 import inspect
 import io
+import itertools
 import math
 import operator
 import os  # noqa: F401 - in the expressions
 import pathlib
 import pickle
 import sys
+import types
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -110,8 +112,15 @@ def function(x: int = 1, *, y: int = 2) -> int:
     return x + y
 
 
+STARS: Any = types.ModuleType("lazy_test_stars")
+sys.modules["lazy_test_stars"] = STARS
+NUMBERS = itertools.count()
+
+
 def lazy(value: Any) -> Any:
-    return LazyName(lambda: {"name": value}, "name")
+    name = f"name{next(NUMBERS)}"
+    setattr(STARS, name, value)
+    return LazyName("lazy_test_stars", name, lambda: None)
 
 
 LIST = [3, 1, 2]
@@ -317,12 +326,15 @@ def test_copies_are_of_the_real_object() -> None:
      "bool(p)", "str(p)", "repr(p)", "p + 1", "1 + p", "hash(p)",
      "iter(p)", "len(p)", "copy.copy(p)", "pickle.dumps(p)", "p in [1]", "1 in p"],
 )  # fmt: skip
-def test_error_of_the_import_is_never_swallowed(error: Exception, use: str) -> None:
-    def load() -> Any:
+def test_error_of_the_import_is_never_swallowed(error: Exception, use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> Any:
         raise error
 
+    module: Any = types.ModuleType("lazy_test_failing")
+    module.__getattr__ = fail
+    monkeypatch.setitem(sys.modules, "lazy_test_failing", module)
     with pytest.raises(Exception) as caught:
-        eval(use, {**globals(), "p": LazyName(load, "name")})
+        eval(use, {**globals(), "p": LazyName("lazy_test_failing", "name", lambda: None)})
     # What hasattr() and the like would take for their own answer arrives as the ImportError it is.
     expected = ImportError if isinstance(error, (AttributeError, KeyError)) else type(error)
     assert type(caught.value) is expected
@@ -331,20 +343,25 @@ def test_error_of_the_import_is_never_swallowed(error: Exception, use: str) -> N
 
 def test_name_that_the_module_does_not_have() -> None:
     with pytest.raises(ImportError, match="'name'") as caught:
-        _ = LazyName(dict, "name").anything
+        _ = LazyName("lazy_test_stars", "name", lambda: None).anything
     assert caught.value.name == "name"
 
 
-def test_import_is_retried_until_it_succeeds() -> None:
-    results = [ImportError("first"), ImportError("second"), {"name": 7}]
+def test_import_is_retried_until_it_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [ImportError("first"), ImportError("second"), 7]
 
-    def load() -> Any:
+    def get(name: str) -> Any:
+        if name != "name":
+            raise AttributeError(name)
         result = results.pop(0)
         if isinstance(result, Exception):
             raise result
         return result
 
-    proxy: Any = LazyName(load, "name")
+    module: Any = types.ModuleType("lazy_test_flaky")
+    module.__getattr__ = get
+    monkeypatch.setitem(sys.modules, "lazy_test_flaky", module)
+    proxy: Any = LazyName("lazy_test_flaky", "name", lambda: None)
     for message in ("first", "second"):
         with pytest.raises(ImportError, match=message):
             proxy + 1

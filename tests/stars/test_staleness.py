@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import TYPE_CHECKING
 
 import pytest
@@ -153,6 +154,9 @@ MATRIX: dict[str, tuple[str, Callable[[Path], None]]] = {
     "dependency shadowed on the path": ("a", rewrite("front/b.py", "front = 1\n")),
     "shadowed by a package on the path": ("listed", rewrite("front/listed/__init__.py", "front = 1\n")),
     "optional dependency appears": ("a", rewrite("optional.py", "value = 1\n")),
+    "optional dependency appears in another folder of the path": ("a", rewrite("front/optional.py", "value = 1\n")),
+    "optional dependency appears where no folder was": ("a", rewrite("later/optional.py", "value = 1\n")),
+    "extension module beside the module": ("listed", rewrite(f"listed{EXTENSION_SUFFIXES[0]}", "no shared object")),
     "namespace portion appears in front": ("space.part", rewrite("front/space/part.py", "front = 1\n")),
     "namespace becomes a package": ("space.part", rewrite("front/space/__init__.py", "")),
     "submodule of a package becomes a package": ("pkg.sub", rewrite("pkg/sub/__init__.py", "deeper = 1\n")),
@@ -168,7 +172,7 @@ def tree(root: Path) -> list[str]:
     (root / "front").mkdir()
     with zipfile.ZipFile(root / "archive.zip", "w") as archive:
         archive.writestr("zipped.py", "n1 = 1\nn2 = 2\n")
-    return [str(root / "front"), str(root), str(root / "archive.zip")]
+    return [str(root / "front"), str(root), str(root / "archive.zip"), str(root / "later")]
 
 
 def test_every_row_of_the_matrix(tmp_path: Path) -> None:
