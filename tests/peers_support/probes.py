@@ -10,6 +10,7 @@ import ctypes
 import errno
 import functools
 import gc
+import importlib
 import os
 import re
 import shutil
@@ -164,6 +165,8 @@ def existing(folder: str, data: bytes = OLD, mode: int = 0o644) -> str:
 
 
 def as_ordinary_user() -> None:
+    # What is imported on the way may lie where only root can read.
+    importlib.import_module("atomicio._in_place")
     if AS_ROOT:
         os.setgroups([])
         os.setgid(ORDINARY_USER)

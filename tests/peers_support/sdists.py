@@ -40,13 +40,14 @@ def unpacked(distribution: str, folder: Path) -> Path:
     with tarfile.open(archive) as tar:
         tar.extractall(into, filter="data")
     (source,) = (path for path in into.iterdir() if path.is_dir())
-    return source
+    # Without the version: some take a dot in the path for a package's.
+    return source.rename(into / "source")
 
 
 def run_tests(
     source: Path, tests: list[str], plugin: Path, environment: dict[str, str], *options: str
-) -> dict[str, str]:
-    """Run *tests* of *source* under *plugin*; return the outcome of each by its name."""
+) -> list[tuple[str, str]]:
+    """Run *tests* of *source* under *plugin*; return the name and the outcome of each."""
     report = source / "report.xml"
     configuration = source / "no-configuration.ini"
     configuration.write_text("[pytest]\n")
@@ -73,10 +74,10 @@ def run_tests(
         preexec_fn=_as_owner_only,
     )
     assert done.returncode in (0, 1), done.stdout
-    outcomes = {}
+    outcomes = []
     for case in ET.parse(report).iter("testcase"):
         kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
-        outcomes[case.attrib["name"]] = kinds.pop() if kinds else "passed"
+        outcomes.append((case.attrib["name"], kinds.pop() if kinds else "passed"))
     print(done.stdout)
     return outcomes
 
