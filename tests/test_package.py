@@ -31,10 +31,10 @@ INIT = (ROOT / NAME / "__init__.py").read_text(encoding="utf-8")
 MODULES = {f"{NAME}/py.typed"} | {path.relative_to(ROOT).as_posix() for path in (ROOT / NAME).rglob("*.py")}
 
 
-def build(destination: Path) -> tuple[Path, Path]:
+def build(destination: Path, tree: Path = ROOT) -> tuple[Path, Path]:
     """The sdist from the tree, then the wheel from that sdist: what a user gets who has only the sdist."""
     subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", destination, ROOT],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", destination, tree],
         check=True,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
@@ -107,7 +107,16 @@ def test_the_modules_are_those_of_the_tree(wheel: Path) -> None:
 
 
 def test_building_twice_gives_the_same_bytes(distributions: tuple[Path, Path], tmp_path: Path) -> None:
-    for first, second in zip(distributions, build(tmp_path), strict=True):
+    """Also from another checkout, whose files are of another time and other permissions."""
+    tree = tmp_path / "elsewhere"
+    tree.mkdir()
+    for name in (*sorted(MODULES), "LICENSE", "README.rst", "pyproject.toml"):
+        copy = tree / name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes((ROOT / name).read_bytes())
+        copy.chmod(0o600)
+        os.utime(copy, (1_600_000_000, 1_600_000_000))
+    for first, second in zip(distributions, build(tmp_path / "dist", tree), strict=True):
         assert first.name == second.name
         assert first.read_bytes() == second.read_bytes()
 
