@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ._writer import Durability, Lock
 
-    P = TypeVar("P", bytes, os.PathLike[str])
+    P = TypeVar("P", bound=bytes | os.PathLike[str])
 else:
     from ._writer import overload
 

@@ -13,6 +13,7 @@ from typing import IO, Literal, assert_type
 
 import atomicio
 from atomicio import AtomicWriter, atomic_path, atomic_write, write_bytes, write_text
+from atomicio.star_imports import StarImportCache, lazy_star_import
 
 
 def modes(path: str) -> None:
@@ -108,12 +109,69 @@ def a_path(text: str, raw: bytes, path: Path) -> None:
         assert_type(path_staging, Path)
 
 
+def many_files(paths: list[Path]) -> list[str | bytes]:
+    with atomicio.batch(durability="consistent") as batch:
+        assert_type(batch, atomicio.Batch)
+        for path in paths:
+            batch.write_bytes(path, b"bytes")
+            batch.write_text(path, "text", make_parents=True)
+            batch.write_text(path, b"bytes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            with batch.atomic_write(path) as text:
+                assert_type(text, TextIOWrapper)
+            with batch.atomic_write(path, "ab") as binary:
+                assert_type(binary, IO[bytes])
+    return batch.committed_paths + batch.uncommitted_paths
+
+
+def a_directory(text: str, path: Path) -> None:
+    with atomicio.atomic_directory(text, backup=".bak") as staging:
+        assert_type(staging, str)
+    with atomicio.atomic_directory(path, fallback="raise") as path_staging:
+        assert_type(path_staging, Path)
+
+
+def reading(path: Path, mode: str) -> None:
+    with atomicio.open_shared(path) as text:
+        assert_type(text, TextIOWrapper)
+    with atomicio.open_shared(path, "rb") as binary:
+        assert_type(binary.read(), bytes)
+    with atomicio.open_shared(path, mode) as file:
+        print(file.read())
+
+
+def verbs(path: Path) -> None:
+    def show(done: int, total: int | None) -> None:
+        print(done, total)
+
+    atomicio.makedirs(path, exist_ok=True)
+    atomicio.copy(path, "copy", progress=show, durability="none")
+    atomicio.copy(path, "copy", progress=print)
+    atomicio.replace("copy", path)
+    atomicio.remove(path)
+    atomicio.remove(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def a_place(path: Path) -> bool | None:
+    place = atomicio.probe(path)
+    print(place.promises["durable"], place.filesystem)
+    return place.locks
+
+
+def star_imports(path: Path) -> tuple[str, ...]:
+    cache = StarImportCache(str(path))
+    lazy_star_import("textwrap")
+    assert_type(cache.save(), bool)
+    return cache.names("textwrap")
+
+
 def errors(path: Path) -> None:
     try:
         write_text(path, "text")
     except atomicio.NotDurableError as error:
         assert_type(error.committed, bool)
         print(error.errno, error.filename)
+    except atomicio.PartialCommitError as error:
+        assert_type(error.committed_paths, list[str | bytes])
     except atomicio.TargetChangedError as error:
         assert_type(error.committed, bool)
     except atomicio.UnreplaceableTargetError as error:
