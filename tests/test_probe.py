@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -288,14 +289,24 @@ def test_the_command(tmp_path: Path) -> None:
     assert result.returncode == 0
     lines = result.stdout.splitlines()
     assert lines[0] == str(tmp_path)
+    rows = " ".join(line.strip() for line in lines)
     for level, promise in found.promises.items():
-        assert f"  {level}: {promise}" in lines
-    shown = {line[:26].strip(): line[28:] for line in lines[2:-3]}
+        assert f"{level:<26}{promise}" in rows
+    assert max(map(len, lines[1:])) <= 100
+    shown = {line[:26].strip(): line[28:].partition(":")[0] for line in lines[2:12]}
     assert list(shown.values()) == [{True: "yes", False: "no", None: "not known"}[getattr(found, name)] for name in (
         "unnamed_files", "hard_links", "create_new", "exchange", "file_sync", "directory_sync", "reflink", "locks", "permissions",
         "case_sensitive",
     )]  # fmt: skip
     assert os.listdir(tmp_path) == []
+
+
+def test_every_key_is_documented(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent / "docs" / "how-to" / "probe.rst"
+    if not page.exists():
+        pytest.skip("the tests run without the checkout: no pages here")
+    documented = {name for line in page.read_text().splitlines() if line.startswith("``") for name in re.findall(r"``(\w+)``", line[:26])}
+    assert documented == set(probe(tmp_path).as_dict())
 
 
 def test_the_command_where_there_is_no_directory(tmp_path: Path) -> None:
