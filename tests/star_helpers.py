@@ -91,8 +91,9 @@ def warm(module):
     lazy = module not in sys.modules
     keys = [key for key in space if key != "__name__"]
     for key in keys:
-        # As a program uses it, by LOAD_NAME: then a proxy is replaced, and Python's own lazy import resolved.
-        exec(f"_ = {key}\\ntry: hash(_)\\nexcept TypeError: pass", space)
+        # As a program uses it, by LOAD_NAME, and as little as possible: then a proxy is replaced, and Python's own lazy
+        # import resolved; but a lazy object of the package's own stays as it is in an eager star.
+        exec(f"_ = {key}\\n_.__class__", space)
     again = {}
     exec(f"from {module} import *", {"__name__": "user"}, again)
     same = [key for key in keys if space[key] is again.get(key)]
