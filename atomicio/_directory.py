@@ -201,6 +201,8 @@ class Tree(_platform.Staging):
         source, target = self._at + self.stem + DIRECTORY, self._at + self.name
         if self.backup is not None:
             self._rename(BACKUP, DIRECTORY)
+            if self._sync:
+                self.sync_directory()  # before there is a record that takes what has the other name for the old tree
         elif self._replaces_directory():
             try:
                 os.rename(source, target, src_dir_fd=self._directory, dst_dir_fd=self._directory)

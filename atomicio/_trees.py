@@ -38,14 +38,27 @@ def sync_tree(path: str, fd: int | None, since: int) -> None:
         return
     held = Descriptors()
     try:
-        if _left(held, fd, _FEW) < 0 and syncs_whole(since):
-            from ._syscalls import syncfs  # noqa: PLC0415
-
-            syncfs(since)
+        if _left(held, fd, _FEW) < 0 and syncs_whole(since) and _sync_whole(since):
+            # ext2, and ext4 without a journal, leave the cache of the device to fsync(2).
+            sync_directory(fd)
         else:
             _sync_each(held, fd)
     finally:
         held.close()
+
+
+def _sync_whole(since: int) -> bool:
+    """Wait until all of the file system has been written; False where that call is not to be had after all."""
+    from ._syscalls import syncfs  # noqa: PLC0415
+
+    try:
+        syncfs(since)
+    except OSError as error:
+        # Unknown to the kernel behind that version, or forbidden by a filter of system calls.
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+        return False
+    return True
 
 
 def _left(held: Descriptors, fd: int, left: int) -> int:

@@ -44,6 +44,8 @@ def private_mounts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mounts.enter_private_mounts()
     except OSError as error:
         pytest.skip(f"no mounts of one's own: {error}")
+    mounts.outlive_servers()
+    mounts.remove_leftovers()
     ram = tmp_path_factory.mktemp("ram")
     mounts.mount("none", str(ram), "tmpfs")
     return ram

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import shutil
@@ -135,7 +136,7 @@ def _daemon(command: list[str], where: str, **options: object) -> Iterator[str]:
     process = subprocess.Popen(  # type: ignore[call-overload]
         command,
         **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options},
-        preexec_fn=mounts.die_with_parent,
+        preexec_fn=functools.partial(mounts.die_with_parent, os.getpid()),
     )
     watchdog = threading.Timer(_PATIENCE, process.kill)  # then whoever waits for it gets ENOTCONN
     watchdog.start()
@@ -197,7 +198,7 @@ def sshfs(folder: str) -> Iterator[str]:
     _need(SFTP_SERVER)
     where, exported = _folder(folder, "mounted"), _folder(folder, "exported")
     ours, theirs = socket.socketpair()
-    server = subprocess.Popen([SFTP_SERVER], stdin=theirs, stdout=theirs, preexec_fn=mounts.die_with_parent)
+    server = subprocess.Popen([SFTP_SERVER], stdin=theirs, stdout=theirs, preexec_fn=functools.partial(mounts.die_with_parent, os.getpid()))
     theirs.close()
     try:
         with _daemon(["sshfs", "-f", "-o", "passive", f"loopback:{exported}", where], where, stdin=ours, stdout=ours):

@@ -302,10 +302,10 @@ class RefusingFileSystem(raw_fuse.Server):
 
 def main(mountpoint: str, *refusals: str) -> None:
     """Mount, say so, and serve."""
-    mounts.die_with_parent()
     pairs = (refusal.split("=") for refusal in refusals)
     system = RefusingFileSystem({feature: getattr(errno, code) for feature, code in pairs})
     system.mount(mountpoint, "refusing")
+    mounts.leave_mounts_to_others(mountpoint)
     print("ready", flush=True)
     system.serve()
 

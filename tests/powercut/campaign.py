@@ -23,12 +23,16 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "support"))
+
 import mounts
 import operations
 import recorder
+from atomicio import _syscalls
 from crash_states import BLOCK, CrashState, crash_states
 from patched_os import patched_os, real_function
 from promises import LITTER, Scenario, tree_at
+from sync_sites import Site, running
 
 #: after these calls the "stepped" variant has the file system commit its metadata
 _STEPS = (
@@ -55,8 +59,10 @@ _STEPS = (
     "exchange",
     "rename_new",
     "syncfs",
+    "sync",
 )
-_SYNCS = ("fsync", "fdatasync", "syncfs")
+_SYNCS = ("fsync", "fdatasync", "syncfs", "sync")
+_BARRIERS = {"syncfs": "file system", "sync": "everything"}
 _BLKFLSBUF = 0x1261
 
 
@@ -67,12 +73,15 @@ class Cell:
     system: str
     operation: str
     level: str
-    #: "plain" lets the file system batch as it likes, "stepped" commits its metadata between the library's calls
+    #: "plain" lets the file system batch as it likes; "stepped" has it commit its metadata between the library's calls,
+    #: "flushed" everything: it may do either by itself at any time
     variant: str
     states: int
     seed: int = 0
     #: leave out the sync call of this number, counted from 0 over all steps
     without_sync: int | None = None
+    #: leave out all syncs that come from this line of the library
+    without: Site | None = None
     #: one violation is enough
     stop_at_first: bool = False
 
@@ -87,6 +96,8 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
     #: what each sync call of the workload was given: "file", "directory", "file system"
     syncs: list[str] = field(default_factory=list)
+    #: the lines of the library that each of them came from
+    sites: list[tuple[Site, ...]] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -152,6 +163,7 @@ def run(cell: Cell) -> Outcome:
                     observed[int(number)] = pickle.loads(payload)
                 elif word == "sync":
                     outcome.syncs.append(rest)
+                    outcome.sites.append(pickle.loads(payload))
         states = crash_states(base, events, cell.states, cell.seed)
         scenario = operations.scenario(cell.operation, cell.level)
         with contextlib.closing(_judge_all(system, base, work, states, scenario, observed)) as judged:
@@ -176,7 +188,8 @@ def _record(cell: Cell, system: mounts.BlockFileSystem, template: str, work: str
     served, mounted = os.path.join(work, "served"), os.path.join(work, "mounted")
     os.mkdir(served)
     os.mkdir(mounted)
-    disk = subprocess.Popen([sys.executable, recorder.__file__, served, image, log], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, recorder.__file__, served, image, log, str(os.getpid())]
+    disk = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert disk.stdout is not None
         if disk.stdout.readline() != "ready\n":
@@ -201,10 +214,12 @@ def _record(cell: Cell, system: mounts.BlockFileSystem, template: str, work: str
 
 def _work_in_a_child(cell: Cell, system: mounts.BlockFileSystem, mounted: str, marks: str) -> None:
     """The workload patches ``os`` and may leave anything behind: it gets a process of its own."""
+    worker = os.getpid()
     child = os.fork()
     if not child:
         status = 1
         try:
+            mounts.die_with_parent(worker)
             mounts.enter_private_mounts()  # what it mounts by itself goes with it
             _work(cell, system, mounted, marks)
             status = 0
@@ -231,7 +246,14 @@ def _work(cell: Cell, system: mounts.BlockFileSystem, mounted: str, marks: str) 
         real_write(remarks, f"{line}\n".encode() + payload)
 
     real_write = os.write
-    with _patched(cell, lambda: system.commit_metadata(unrelated), mark):
+    def commit() -> None:
+        if cell.variant == "stepped":
+            system.commit_metadata(unrelated)
+        elif cell.variant == "flushed":
+            real_syncfs(unrelated)
+
+    real_syncfs = _syscalls.syncfs
+    with _patched(cell, commit, mark):
         for number, step in enumerate(scenario.steps, 1):
             mark(f"begin {number} {step.name}")
             step.run()
@@ -246,20 +268,22 @@ def _work(cell: Cell, system: mounts.BlockFileSystem, mounted: str, marks: str) 
 
 @contextlib.contextmanager
 def _patched(cell: Cell, commit: Callable[[], None], mark: Callable[..., None]) -> Iterator[None]:
-    """Number the sync calls, leave one out if asked to, and in the stepped variant commit after each call."""
+    """Number the sync calls, leave some out if asked to, and commit after each call."""
     real = {name: function for name in _STEPS if (function := real_function(name))}
     numbers = itertools.count()
 
-    def sync(name: str, descriptor: int) -> object:
+    def sync(name: str, *descriptor: int) -> object:
+        sites = running()
+        if not sites:  # the caller's own
+            return real[name](*descriptor)
         number = next(numbers)
-        mark(f"sync {number} {'file system' if name == 'syncfs' else _kind(descriptor)}")
-        return None if number == cell.without_sync else real[name](descriptor)
+        mark(f"sync {number} {_BARRIERS.get(name) or _kind(*descriptor)}", pickle.dumps(sites))
+        return None if number == cell.without_sync or cell.without in sites else real[name](*descriptor)
 
     def wrapper(name: str) -> Callable[..., object]:
         def call(*arguments: Any, **named: Any) -> object:
             result = sync(name, *arguments, **named) if name in _SYNCS else real[name](*arguments, **named)
-            if cell.variant == "stepped":
-                commit()
+            commit()
             return result
 
         return call
@@ -304,7 +328,7 @@ def _judge_all(
                     fcntl.ioctl(loop, _BLKFLSBUF)  # the device's cache still knows the state before
                     # read-only for us; the journal is replayed all the same, since the device can be written
                     with mounts.mounted(device, mounted, system.kind, f"ro,{system.options}"):
-                        tree = tree_at(os.path.join(mounted, "work"))
+                        tree = tree_at(os.path.join(mounted, "work"), scenario.litter)
                         yield state, scenario.judge(tree, state.returned, state.begun, observed)  # type: ignore[arg-type]
             finally:
                 os.close(loop)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
-import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ sys.path[:0] = [
 
 import campaign  # noqa: E402
 import mounts  # noqa: E402
+from results import Results  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,22 +48,6 @@ def missing() -> str | None:
     return None
 
 
-@dataclass
-class Results:
-    """What all the cells of the run came to, for the tables."""
-
-    states: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    violations: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    mutations: list[tuple[str, str, str, str, str]] = field(default_factory=list)
-    naive: list[tuple[str, str, str, int, int]] = field(default_factory=list)
-
-    def add(self, outcome: campaign.Outcome) -> None:
-        """Count an outcome of the library."""
-        key = outcome.cell.operation, outcome.cell.level, outcome.cell.system
-        self.states[key] = self.states.get(key, 0) + outcome.states
-        self.violations[key] = self.violations.get(key, 0) + len(outcome.violations)
-
-
 _results = pytest.StashKey[Results]()
 
 
@@ -81,6 +64,7 @@ def results(request: pytest.FixtureRequest) -> Results:
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     if reason := missing():
         pytest.skip(reason)
+    mounts.remove_leftovers()
     # a mount waits for the kernel about as long as it computes: more processes than cores
     with concurrent.futures.ProcessPoolExecutor(
         max_workers=2 * (os.cpu_count() or 1),
@@ -122,51 +106,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     results = config.stash[_results]
     if not results.states and not results.mutations:
         return
-    text = tables(results)
+    text = results.as_rst()
     terminalreporter.section("power cuts")
     terminalreporter.write_line(text)
     if path := config.option.report:
         Path(path).write_text(text + "\n")
-
-
-def tables(results: Results) -> str:
-    """Write the tables in reStructuredText."""
-    systems = list(dict.fromkeys(system for _, _, system in results.states))
-    rows = []
-    for operation, level in dict.fromkeys((operation, level) for operation, level, _ in results.states):
-        row = [operation, level]
-        for system in systems:
-            key = operation, level, system
-            row.append(f"{results.states[key]}, {results.violations[key]}" if key in results.states else "")
-        rows.append(row)
-    total, broken = sum(results.states.values()), sum(results.violations.values())
-    kernel = platform.release().split("-")[0]
-    parts = [
-        f"On Linux {kernel}, {total} distinct crash states of the library were judged; {broken} broke a promise.",
-        table(
-            "Operation, durability level and file system: crash states tried, promises broken",
-            ["operation", "level", *systems],
-            rows,
-        ),
-    ]
-    if results.naive:
-        naive = [
-            [name, level, system, str(states), str(broken)]
-            for name, level, system, states, broken in sorted(results.naive)
-        ]
-        headings = ["what", "judged as", "file system", "states tried", "promises broken"]
-        parts.append(table("The same suite on what people write by hand", headings, naive))
-    if results.mutations:
-        headings = ["operation", "level", "sync that was left out", "power cuts", "worst-case model"]
-        parts.append(
-            table("The library with one sync left out: who notices", headings, [list(row) for row in results.mutations])
-        )
-    return "\n\n".join(parts)
-
-
-def table(title: str, headings: list[str], rows: list[list[str]]) -> str:
-    """Write one table."""
-    lines = [f".. list-table:: {title}", "   :header-rows: 1", ""]
-    for row in [headings, *rows]:
-        lines.extend(f"   {'* -' if not index else '  -'} {cell}".rstrip() for index, cell in enumerate(row))
-    return "\n".join(lines)

@@ -1,9 +1,8 @@
 """Enumerate what a disk may hold when the power goes, from the log of what it was told.
 
-The rule is that of every drive with a volatile cache: what had been written before a flush is there after it; of what
-was written since, any part may be there, in any order, each 4 KiB of it whole or not at all.  (File systems wait for
-a write to complete before they issue the flush that is to cover it, so a write that the log shows before a flush is
-covered by it.)
+The rule is that of every drive with a volatile cache: what it had reported as written before it was told to flush is
+there after the flush; of everything else any part may be there, in any order, each 4 KiB of it whole or not at all.  So
+a write that was under way when a flush was issued is uncertain before that flush and after it.
 
 A cut that finds a given disk content may have come at any moment until the next flush.  The latest moment asks most
 of the library, so each state is judged by the marks that stand before the next flush.
@@ -12,6 +11,7 @@ of the library, so each state is judged by the marks that stand before the next 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BLOCK = 4096
 Pieces = tuple[tuple[int, bytes], ...]
+#: the number of an interval, a description, and what is on the disk besides what is sure there
+_Choice = tuple[int, str, list[tuple[int, bytes]]]
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ class CrashState:
 
 @dataclass
 class _Interval:
-    """What lies between two flushes."""
+    """What lies between two flushes: the writes that are uncertain, of which the flush makes the first *covered* sure."""
 
     writes: list[Pieces]
+    covered: int
     returned: int
     begun: int
     at: str
@@ -88,11 +91,11 @@ def _fingerprint(number: int, block: bytes) -> int:
 
 
 def _intervals(events: Sequence[Event]) -> tuple[list[Pieces], list[_Interval]]:
-    """Split the log: everything before the last flush ahead of ``begin 1``, then one interval for each flush."""
+    """Split the log: what is sure at the last flush ahead of ``begin 1``, then one interval for each flush."""
     before: list[Pieces] = []
     intervals: list[_Interval] = []
     current: list[Pieces] = []
-    returned = begun = 0
+    sure = returned = begun = 0
     started, at = False, "before the first step"
     for event in events:
         if event.kind == "W":
@@ -105,19 +108,21 @@ def _intervals(events: Sequence[Event]) -> tuple[list[Pieces], list[_Interval]]:
             elif word == "return":
                 returned = int(number)
         elif event.kind == "F":
+            covered = max(event.offset - sure, 0)
             if started:
-                intervals.append(_Interval(current, returned, begun, at))
+                intervals.append(_Interval(current, covered, returned, begun, at))
             else:
-                before.extend(current)
-            current = []
-    intervals.append(_Interval(current, returned, begun, at))
+                before.extend(current[:covered])
+            current = current[covered:]
+            sure += covered
+    intervals.append(_Interval(current, 0, returned, begun, at))
     return before, intervals
 
 
 def _choices(
     writes: Sequence[Pieces], number: int, randomness: random.Random
 ) -> Iterator[tuple[int, str, list[tuple[int, bytes]]]]:
-    """Yield (rank, description, pieces that survive) for one interval; rank 0 is always judged."""
+    """Yield (rank, description, pieces that survive) for one interval, the rank being the kind of state."""
 
     def flat(chosen: Sequence[Pieces]) -> list[tuple[int, bytes]]:
         return [piece for pieces in chosen for piece in pieces]
@@ -148,31 +153,38 @@ def _choices(
             yield 4, f"flush {number}, {len(chosen)} of {len(everything)} blocks at random", chosen
 
 
+def _in_turn(lists: Sequence[Sequence[_Choice]]) -> Iterator[_Choice]:
+    """Take from each of the lists in turn, until all are empty."""
+    for row in itertools.zip_longest(*lists):
+        yield from (choice for choice in row if choice is not None)
+
+
 def crash_states(base: dict[int, bytes], events: Sequence[Event], limit: int, seed: int) -> list[CrashState]:
     """Return at most *limit* distinct states of a recording, in the order of the flushes.
 
-    The state at each flush comes first; the rest of the limit is shared evenly between prefixes, all-but-one and
-    only-one, torn writes and random subsets, drawn with *seed*.
+    The limit is shared evenly between the five kinds of state (nothing since the flush, a prefix, all-but-one and only-one,
+    torn, random), and for each kind between the intervals: one in which much is written gets no more than any other.
     """
     randomness = random.Random(seed)
     before, intervals = _intervals(events)
-    ranked: dict[int, list[tuple[int, str, list[tuple[int, bytes]]]]] = {rank: [] for rank in range(5)}
+    ranked: dict[int, list[list[_Choice]]] = {rank: [] for rank in range(5)}
     for number, interval in enumerate(intervals):
+        found: dict[int, list[_Choice]] = {}
         for rank, description, pieces in _choices(interval.writes, number, randomness):
-            ranked[rank].append((number, f"{description} ({interval.at})", pieces))
-    for rank in range(1, 5):
-        randomness.shuffle(ranked[rank])
-    order = list(ranked[0])
-    rest = [ranked[rank] for rank in range(1, 5)]
-    while any(rest):
-        order.extend(candidates.pop() for candidates in rest if candidates)
+            found.setdefault(rank, []).append((number, f"{description} ({interval.at})", pieces))
+        for rank, choices in found.items():
+            randomness.shuffle(choices)
+            ranked[rank].append(choices)
+    for per_interval in ranked.values():
+        randomness.shuffle(per_interval)
+    order = _in_turn([list(_in_turn(per_interval)) for per_interval in ranked.values()])
 
     durable = [_Disk(base)]
     for pieces in before:
         durable[0].apply(pieces)
     for interval in intervals:
         disk = durable[-1].copy()
-        for pieces in interval.writes:
+        for pieces in interval.writes[: interval.covered]:
             disk.apply(pieces)
         durable.append(disk)
 

@@ -4,11 +4,13 @@ A loop device with direct I/O stands in front of that file.  The loop driver tur
 (``REQ_OP_FLUSH``) into fsync of the file, so what arrives here is exactly what a drive would be told.  A second file,
 ``marks``, lets the workload write its own remarks ("begin 3", "return 3") into the same log.
 
-Run as a program: ``recorder.py MOUNTPOINT IMAGE LOG``; it prints ``ready`` once it is mounted and ends when unmounted.
+Run as a program: ``recorder.py MOUNTPOINT IMAGE LOG PARENT``; it prints ``ready`` once it is mounted and ends when
+unmounted, or with the process whose number is PARENT.
 """
 
 from __future__ import annotations
 
+import bisect
 import errno
 import os
 import stat
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "support"))
 
+import mounts
 import raw_fuse
 
 _RECORD = struct.Struct("<cQI")
@@ -27,7 +30,11 @@ DISK, MARKS = 2, 3
 
 @dataclass(frozen=True)
 class Event:
-    """One entry of the log: a write (``W``), a flush (``F``) or a mark of the workload (``M``)."""
+    """One entry of the log: a write (``W``), a flush (``F``) or a mark of the workload (``M``).
+
+    The *offset* of a flush is the number of writes that it covers, counted from the beginning: those that the disk had
+    reported as done when it was told to flush.
+    """
 
     kind: str
     offset: int
@@ -49,6 +56,7 @@ class RecordingDisk(raw_fuse.Server):
         super().__init__()
         self._image = os.open(image, os.O_RDWR | os.O_CLOEXEC)
         self._log = open(log, "wb")
+        self._replies: list[int] = []  # for each write the number of the reply that reports it
         regular = stat.S_IFREG | 0o600
         self.nodes[DISK] = raw_fuse.Node(DISK, regular, size=os.fstat(self._image).st_size)
         self.nodes[MARKS] = raw_fuse.Node(MARKS, regular, size=0)
@@ -87,6 +95,7 @@ class RecordingDisk(raw_fuse.Server):
             written = os.pwrite(self._image, data, offset)
             if written != size:
                 raise OSError(errno.EIO, "the image could not take it all")
+            self._replies.append(self.replied)
             self._record(b"W", offset, data)
         else:
             self._record(b"M", 0, data)
@@ -94,7 +103,7 @@ class RecordingDisk(raw_fuse.Server):
 
     def _fsync(self, request: raw_fuse.Request) -> bytes:
         if request.node == DISK:
-            self._record(b"F", 0, b"")
+            self._record(b"F", bisect.bisect_left(self._replies, request.seen), b"")
         return b""
 
     def _record(self, kind: bytes, offset: int, data: bytes) -> None:
@@ -102,10 +111,12 @@ class RecordingDisk(raw_fuse.Server):
         self._log.write(data)
 
 
-def main(mountpoint: str, image: str, log: str) -> None:
+def main(mountpoint: str, image: str, log: str, parent: str) -> None:
     """Mount, say so, and serve."""
+    mounts.die_with_parent(int(parent))
     disk = RecordingDisk(image, log)
     disk.mount(mountpoint, "recorder")
+    mounts.leave_mounts_to_others(mountpoint)
     print("ready", flush=True)
     try:
         disk.serve()

@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -37,9 +39,48 @@ def enter_private_mounts() -> None:
     _check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "/")
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it ends."""
+def leave_mounts_to_others(mountpoint: str) -> None:
+    """Called by a FUSE server once it is mounted: go to a mount table without that mount.
+
+    A mount table is torn down in its last process, before the files of that process are closed.  Were that the server,
+    it would wait for its own answer to the last write, for ever, and every sync(2) of the machine with it.
+    """
+    enter_private_mounts()
+    detach = 2
+    _check(_libc().umount2(os.fsencode(mountpoint), detach), mountpoint)
+
+
+def outlive_servers() -> None:
+    """Keep this mount table for some seconds after the end of this process, until the FUSE servers in it have ended.
+
+    For servers that are not ours, which cannot be told to :func:`leave_mounts_to_others`.
+    """
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, False)
+    if os.fork():
+        os.close(reading)
+        globals()["_alive"] = writing  # closed by the kernel when this process ends
+        return
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(null, standard)
+        os.chdir("/")
+        os.closerange(3, reading)
+        os.closerange(reading + 1, 1 << 16)
+        os.read(reading, 1)
+        time.sleep(3)
+    finally:
+        os._exit(0)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when the one that started it, *parent*, ends, or has ended meanwhile."""
     _check(_libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL), "prctl")
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
 
 
 def mount(source: str, where: str, kind: str | None, options: str = "", flags: int = 0) -> None:
@@ -73,24 +114,95 @@ def mounted(source: str, where: str, kind: str | None, options: str = "") -> Ite
         unmount(where)
 
 
+# --- loop devices -----------------------------------------------------------------------------------------------------
+
+# <linux/loop.h>: struct loop_config is a descriptor, a block size and a struct loop_info64
+_LOOP_CONTROL_GET_FREE, _LOOP_CONFIGURE, _LOOP_GET_STATUS64, _LOOP_CLEAR = 0x4C82, 0x4C0A, 0x4C05, 0x4C01
+_LOOP_INFO = struct.Struct("<QQQQQIIII64s64s32sQQ")
+_LOOP_CONFIG = struct.Struct(f"<II{_LOOP_INFO.size}s64x")
+_AUTOCLEAR, _DIRECT_IO = 4, 16
+_MARK = b"atomicio-tests-"
+
+
 @contextlib.contextmanager
 def loop_device(image: str, *, direct: bool = False) -> Iterator[str]:
-    """Put a loop device in front of *image* for the length of the block."""
-    command = ["losetup", "-f", "--show", *(["--direct-io=on"] if direct else []), image]
-    for attempt in range(20):  # another process may take the free device between the look and the grip: EBUSY
-        done = subprocess.run(command, capture_output=True, text=True)
-        if not done.returncode:
-            break
-        if attempt == 19:
-            raise OSError(done.returncode, done.stderr.strip(), image)
-    device = done.stdout.strip()
-    holding = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    """Put a loop device in front of *image* for the length of the block.
+
+    It bears this process's number and detaches itself when nobody has it open or mounted any more, so also after
+    SIGKILL.
+    """
+    flags = _AUTOCLEAR | (_DIRECT_IO if direct else 0)
+    name = _MARK + str(os.getpid()).encode()
+    info = _LOOP_INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, name, b"", b"", 0, 0)
+    backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     try:
-        # of a device in use this only says: detach when nobody has it open any more, should we be killed as well
-        subprocess.run(["losetup", "-d", device], check=True)
+        for attempt in range(100):
+            control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CONTROL_GET_FREE)}"
+            finally:
+                os.close(control)
+            holding = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(holding, _LOOP_CONFIGURE, _LOOP_CONFIG.pack(backing, 0, info))
+                break
+            except OSError as error:  # EBUSY: somebody else took the free device between the look and the grip
+                os.close(holding)
+                if error.errno != errno.EBUSY or attempt == 99:
+                    raise
+    finally:
+        os.close(backing)
+    try:
+        if direct and not _loop_status(holding)[8] & _DIRECT_IO:
+            raise OSError(errno.EINVAL, "the loop device does not do direct I/O: writes would be reordered", image)
         yield device
     finally:
         os.close(holding)
+
+
+def _loop_status(device: int) -> tuple[int, ...]:
+    return _LOOP_INFO.unpack(fcntl.ioctl(device, _LOOP_GET_STATUS64, bytes(_LOOP_INFO.size)))
+
+
+def loop_devices() -> dict[str, int]:
+    """Return the loop devices that these suites have attached, and the number of the process that did."""
+    found = {}
+    for path in glob.glob("/sys/block/loop*/loop/backing_file"):
+        device = f"/dev/{path.split('/')[3]}"
+        try:
+            descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # detached since the listing
+            continue
+        try:
+            name = bytes(_loop_status(descriptor)[9]).rstrip(b"\0")  # type: ignore[call-overload]
+        except OSError:  # ENXIO: the same
+            continue
+        finally:
+            os.close(descriptor)
+        if name.startswith(_MARK):
+            found[device] = int(name[len(_MARK) :])
+    return found
+
+
+def remove_leftovers() -> list[str]:
+    """Detach loop devices that these suites attached in a process that is no more; nobody else's are touched."""
+    removed = []
+    for device, owner in loop_devices().items():
+        if os.path.exists(f"/proc/{owner}"):
+            continue
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, _LOOP_CLEAR)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # it has detached itself meanwhile
+                raise
+        finally:
+            os.close(descriptor)
+        removed.append(device)
+    return removed
+
+
+# --- file systems on them ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import atomicio
-from promises import ANYTHING, BLOCK, OBSERVED, Scenario, Step, Tree, Unit, describe, text
+from atomicio._recovery import BACKUP, Record, recover
+from patched_os import patched_os, real_function
+from promises import ANYTHING, BLOCK, OBSERVED, Scenario, Step, Tree, Unit, Value, describe, text
+
+if TYPE_CHECKING:
+    from sync_sites import Site
 
 LEVELS = ("durable", "consistent", "none")
 _MODE = 0o640
@@ -26,6 +34,43 @@ def put(path: str, content: bytes, mode: int = _MODE) -> None:
 
 def _nothing() -> None:
     pass
+
+
+@contextlib.contextmanager
+def lacking(*calls: str) -> Iterator[None]:
+    """Have the system lack some *calls*, as others do: ``link``, ``exchange``, ``syncfs``, or ``O_TMPFILE`` of open.
+
+    Or, with ``fsync of directories``, be that of a user who may not read the directory.
+    """
+    codes = {"link": errno.EPERM, "exchange": errno.EINVAL, "syncfs": errno.ENOSYS}
+
+    def refuse(name: str) -> Callable[..., object]:
+        def call(*_: object, **__: object) -> object:
+            raise OSError(codes[name], os.strerror(codes[name]))
+
+        return call
+
+    functions: dict[str, Callable[..., Any]] = {name: refuse(name) for name in calls if name in codes}
+    if "fsync of directories" in calls:
+        real_fsync = os.fsync
+
+        def sync_files_only(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            real_fsync(descriptor)
+
+        functions["fsync"] = sync_files_only
+    if "O_TMPFILE" in calls and hasattr(os, "O_TMPFILE"):
+        real = os.open
+
+        def open_named(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+            if flags & os.O_TMPFILE == os.O_TMPFILE:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), path)
+            return real(path, flags, *rest, **named)
+
+        functions["open"] = open_named
+    with patched_os({name: function for name, function in functions.items() if real_function(name)}):
+        yield
 
 
 # --- what people do without a library -------------------------------------------------------------------------------
@@ -238,6 +283,96 @@ def with_parents(level: str) -> Scenario:
     )
 
 
+def _whole_once_returned(level: str, expected: Mapping[str, Value], new: Collection[str]) -> Callable[..., list[str]]:
+    """Judge files that the caller had written and not synced: theirs until the library returns, then they are whole.
+
+    At "consistent" a name among the *new* ones may be missing.
+    """
+
+    def judge(tree: Tree, returned: int, begun: int) -> list[str]:
+        if not returned or level == "none":
+            return []
+        return [
+            f"{path}: {describe(tree.get(path))}"
+            for path, value in expected.items()
+            if tree.get(path) != value and not (level == "consistent" and path in new and path not in tree)
+        ]
+
+    return judge
+
+
+def unchanged(level: str) -> Scenario:
+    """Content that somebody wrote and did not sync is equal: it has to be made to survive all the same."""
+
+    def write() -> None:
+        put("fresh", _LONG)
+        atomicio.write_bytes("fresh", _LONG, durability=level, skip_unchanged=True)
+
+    return Scenario(
+        "write_bytes, skip_unchanged",
+        level,
+        _nothing,
+        {},
+        (Step("equal", write, {}),),
+        custom=_whole_once_returned(level, {"fresh": (_MODE, _LONG)}, ("fresh",)),
+    )
+
+
+def named(level: str) -> Scenario:
+    """The staging file has a name from the start, as where there are no unnamed ones."""
+
+    def write(content: bytes) -> None:
+        with (
+            lacking("O_TMPFILE"),
+            atomicio.atomic_write("target", "wb", durability=level, permissions=_MODE) as file,
+        ):
+            file.write(content)
+
+    return Scenario(
+        "atomic_write w, no O_TMPFILE",
+        level,
+        _nothing,
+        {"target": None},
+        (
+            Step("create", lambda: write(_LONG), {"target": (_MODE, _LONG)}),
+            Step("replace", lambda: write(_SHORT), {"target": (_MODE, _SHORT)}),
+        ),
+    )
+
+
+def backup_copied(level: str) -> Scenario:
+    """The backup is a copy, as where there are no hard links."""
+
+    def write(content: bytes) -> None:
+        with lacking("link"):
+            atomicio.write_bytes("target", content, durability=level, backup=".bak")
+
+    return Scenario(
+        "write_bytes with backup, no link",
+        level,
+        lambda: put("target", _OLD),
+        {"target": (_MODE, _OLD), "target.bak": None},
+        (
+            Step("first", lambda: write(_LONG), {"target": (_MODE, _LONG), "target.bak": (_MODE, _OLD)}),
+            Step("second", lambda: write(_SHORT), {"target": (_MODE, _SHORT), "target.bak": (_MODE, _LONG)}),
+        ),
+    )
+
+
+def exclusive_by_rename(level: str) -> Scenario:
+    def write() -> None:
+        with lacking("link"), atomicio.atomic_write("first", "xb", durability=level, permissions=_MODE) as file:
+            file.write(_LONG)
+
+    return Scenario(
+        "atomic_write x, no link",
+        level,
+        _nothing,
+        {"first": None},
+        (Step("long", write, {"first": (_MODE, _LONG)}),),
+    )
+
+
 def by_path(level: str) -> Scenario:
     def write(content: bytes) -> None:
         with atomicio.atomic_path("target.bin", durability=level) as staging, open(staging, "wb") as file:
@@ -284,35 +419,266 @@ def batch(level: str) -> Scenario:
     )
 
 
-def directory(level: str) -> Scenario:
-    def write(version: int, names: tuple[str, ...]) -> None:
-        with atomicio.atomic_directory("site", durability=level) as staging:
-            for name in names:
-                path = os.path.join(staging, name)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                put(path, text(version, 6_000))
+def batch_each(level: str) -> Scenario:
+    """Each file synced by itself, several at a time, as where syncfs cannot be had."""
+    paths = [f"{number:02}" for number in range(6)]
 
-    def tree(version: int, names: tuple[str, ...]) -> dict[str, object]:
-        result: dict[str, object] = {}
-        for name in names:
-            inner = result
-            *folders, last = name.split("/")
-            for part in folders:
-                inner = inner.setdefault(part, {})  # type: ignore[assignment]
-            inner[last] = (_MODE, text(version, 6_000))
-        return result
+    def write() -> None:
+        with lacking("syncfs"), atomicio.batch(durability=level) as files:
+            for number, path in enumerate(paths):
+                files.write_bytes(path, text(1, 900 * number + 900), permissions=_MODE)
 
-    first = ("index", "pages/one", "pages/two")
-    second = ("index", "pages/one", "pages/deep/three", "style")
     return Scenario(
-        "atomic_directory",
+        "batch, no syncfs",
+        level,
+        lambda: put("00", _OLD),
+        {path: (_MODE, _OLD) if path == "00" else None for path in paths},
+        (Step("all", write, {path: (_MODE, text(1, 900 * number + 900)) for number, path in enumerate(paths)}),),
+    )
+
+
+def batch_wide(level: str) -> Scenario:
+    """More directories than are synced one by one."""
+    folders = [f"d{number}" for number in range(6)]
+
+    def setup() -> None:
+        for folder in folders:
+            os.mkdir(folder)
+            if folder != "d0":
+                put(f"{folder}/f", _OLD)
+
+    def write() -> None:
+        with atomicio.batch(durability=level) as files:
+            for folder in folders:
+                files.write_bytes(f"{folder}/f", _SHORT, permissions=_MODE)
+
+    return Scenario(
+        "batch, 6 directories",
+        level,
+        setup,
+        {f"{folder}/f": None if folder == "d0" else (_MODE, _OLD) for folder in folders},
+        (Step("all", write, {f"{folder}/f": (_MODE, _SHORT) for folder in folders}),),
+    )
+
+
+def batch_each_unchanged(level: str) -> Scenario:
+    """A file of the batch has its content already, unsynced, and there is no syncfs."""
+
+    def write() -> None:
+        put("one", _SHORT)
+        with lacking("syncfs"), atomicio.batch(durability=level) as files:
+            files.write_bytes("one", _SHORT, permissions=_MODE, skip_unchanged=True)
+            files.write_bytes("two", _SHORT, permissions=_MODE)
+
+    expected = {"one": (_MODE, _SHORT), "two": (_MODE, _SHORT)}
+    return Scenario(
+        "batch, skip_unchanged, no syncfs",
+        level,
+        lambda: put("one", _OLD),
+        {},
+        (Step("all", write, {}),),
+        custom=_whole_once_returned(level, expected, ("two",)),
+    )
+
+
+def batch_partial(level: str) -> Scenario:
+    """The second of three cannot be replaced: the first, of which the error says that it was, keeps its promise."""
+
+    def write() -> None:
+        real = os.rename
+
+        def rename(source: str, target: str, **named: Any) -> None:
+            if os.path.basename(target) == "two":
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            real(source, target, **named)
+
+        try:
+            with patched_os({"rename": rename}), atomicio.batch(durability=level) as files:
+                for path in ("one", "two", "three"):
+                    files.write_bytes(path, _SHORT)
+        except atomicio.PartialCommitError as error:
+            assert [os.path.basename(path) for path in error.committed_paths] == ["one"]
+
+    before = dict.fromkeys(("one", "two", "three"), (_MODE, _OLD))
+    return Scenario(
+        "batch that fails half way",
+        level,
+        lambda: [put(path, _OLD) for path in before],
+        before,
+        (Step("some", write, {"one": (_MODE, _SHORT)}),),
+    )
+
+
+def _grow(staging: str, version: int, names: Sequence[str]) -> None:
+    for name in names:
+        path = os.path.join(staging, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        put(path, text(version, 6_000))
+
+
+def _grown(version: int, names: Sequence[str]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for name in names:
+        inner = result
+        *folders, last = name.split("/")
+        for part in folders:
+            inner = inner.setdefault(part, {})  # type: ignore[assignment]
+        inner[last] = (_MODE, text(version, 6_000))
+    return result
+
+
+_FIRST = ("index", "pages/one", "pages/two")
+_SECOND = ("index", "pages/one", "pages/deep/three", "style")
+_MANY = tuple(f"{number % 3}/{number:02}" for number in range(20))
+
+
+def _directory(
+    name: str,
+    level: str,
+    first: Sequence[str],
+    second: Sequence[str],
+    *,
+    backup: bool = False,
+    without: Sequence[str] = (),
+) -> Scenario:
+    def write(version: int, names: Sequence[str]) -> None:
+        options = {"backup": ".bak"} if backup else {}
+        with lacking(*without), atomicio.atomic_directory("site", durability=level, **options) as staging:
+            _grow(staging, version, names)
+
+    if not backup and not without:
+        return Scenario(
+            name,
+            level,
+            _nothing,
+            {"site": None},
+            (
+                Step("create", lambda: write(1, first), {"site": _grown(1, first)}),
+                Step("replace", lambda: write(2, second), {"site": _grown(2, second)}),
+            ),
+        )
+    gap: dict[Unit, tuple[object, ...]] = {}
+    if level == "none" and "exchange" in without:
+        # with nothing synced the record of two renames may be lost, or be there before the names that it is about
+        gap = {"site": (None,)}
+    # a directory cannot be renamed over another: for a moment the older backup has a temporary name
+    bare: dict[Unit, tuple[object, ...]] = {"site.bak": (ANYTHING if gap else None,)}
+    kept: list[dict[str, object]] = [{}, {}]
+    if backup:
+        kept = [{"site.bak": _grown(1, first)}, {"site.bak": _grown(2, second)}]
+    return Scenario(
+        name,
+        level,
+        lambda: (os.mkdir("site"), _grow("site", 1, first)),
+        {"site": _grown(1, first)} | ({"site.bak": None} if backup else {}),
+        (
+            Step("replace", lambda: write(2, second), {"site": _grown(2, second), **kept[0]}, {**gap, **bare} if gap else {}),
+            Step("again", lambda: write(3, first), {"site": _grown(3, first), **kept[1]}, {**gap, **bare}),
+        ),
+        recover=lambda folder: list(recover(folder)),
+    )
+
+
+def directory(level: str) -> Scenario:
+    return _directory("atomic_directory", level, _FIRST, _SECOND)
+
+
+def directory_large(level: str) -> Scenario:
+    """So many entries that one syncfs is cheaper than an fsync of each."""
+    return _directory("atomic_directory, 20 files", level, _MANY, _MANY)
+
+
+def directory_large_each(level: str) -> Scenario:
+    """As many, synced one by one, as where syncfs cannot be had."""
+    names = _MANY[:15]  # and three directories
+
+    def write() -> None:
+        with lacking("syncfs"), atomicio.atomic_directory("site", durability=level) as staging:
+            _grow(staging, 1, names)
+
+    return Scenario(
+        "atomic_directory, 15 files in 3 directories, no syncfs",
         level,
         _nothing,
         {"site": None},
-        (
-            Step("create", lambda: write(1, first), {"site": tree(1, first)}),
-            Step("replace", lambda: write(2, second), {"site": tree(2, second)}),
-        ),
+        (Step("create", write, {"site": _grown(1, names)}),),
+    )
+
+
+def directory_backup(level: str) -> Scenario:
+    return _directory("atomic_directory with backup", level, _FIRST, _SECOND, backup=True)
+
+
+def directory_two_renames(level: str) -> Scenario:
+    """Two directories cannot change places: after a cut ``atomicio recover`` closes the gap."""
+    return _directory("atomic_directory, two renames", level, _FIRST, _SECOND, without=("exchange",))
+
+
+def directory_two_renames_backup(level: str) -> Scenario:
+    return _directory(
+        "atomic_directory, two renames, backup", level, _FIRST, _SECOND, backup=True, without=("exchange",)
+    )
+
+
+def directory_interrupted(level: str) -> Scenario:
+    """Ctrl-C right after the exchange: what it replaced is removed on the way out, and not before that is safe."""
+
+    def write(version: int, names: Sequence[str]) -> None:
+        real = real_function("exchange")
+        assert real is not None
+
+        def exchange(*arguments: Any) -> None:
+            real(*arguments)
+            raise KeyboardInterrupt
+
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            patched_os({"exchange": exchange}),
+            atomicio.atomic_directory("site", durability=level) as staging,
+        ):
+            _grow(staging, version, names)
+
+    return Scenario(
+        "atomic_directory, interrupted",
+        level,
+        lambda: (os.mkdir("site"), _grow("site", 1, _FIRST)),
+        {"site": _grown(1, _FIRST)},
+        (Step("replace", lambda: write(2, _SECOND), {"site": _grown(2, _SECOND)}),),
+    )
+
+
+def unreadable_directory(level: str) -> Scenario:
+    def write() -> None:
+        with lacking("fsync of directories"):
+            atomicio.write_bytes("target", _LONG, durability=level, permissions=_MODE)
+
+    return Scenario(
+        "write_bytes in a directory that may not be read",
+        level,
+        _nothing,
+        {"target": None},
+        (Step("create", write, {"target": (_MODE, _LONG)}),),
+    )
+
+
+def recovered(level: str) -> Scenario:
+    """A process was killed between the two renames; when ``atomicio recover`` has returned, the directory is there."""
+    old = ".atomicio-0123456789abcdef"
+
+    def setup() -> None:
+        os.mkdir(old + BACKUP)
+        _grow(old + BACKUP, 1, _FIRST)
+        record = Record("", None, "site")
+        record.create(old, None, sync=False)
+        record.close()
+
+    return Scenario(
+        "recover",
+        level,
+        setup,
+        {"site": None},
+        (Step("recover", lambda: list(recover("site")), {"site": _grown(1, _FIRST)}),),
+        ignore=(old + BACKUP,),
     )
 
 
@@ -378,6 +744,26 @@ def move_kept(level: str) -> Scenario:
                 {both: ((kept, kept),)},
             ),
         ),
+    )
+
+
+def move_directory(level: str) -> Scenario:
+    """Rename a directory in which the caller has just made names; its files were synced by whoever wrote them."""
+
+    def fill_and_move() -> None:
+        os.mkdir("new")
+        put("new/file", _SHORT)
+        file = os.open("new/file", os.O_RDONLY)
+        os.fsync(file)
+        os.close(file)
+        atomicio.replace("new", "tree", durability=level)
+
+    return Scenario(
+        "replace (move), of a directory",
+        level,
+        _nothing,
+        {"tree": None, "new": None},
+        (Step("move", fill_and_move, {"tree": {"file": (_MODE, _SHORT)}}, {"new": (ANYTHING,)}),),
     )
 
 
@@ -450,14 +836,31 @@ LIBRARY: dict[str, Callable[[str], Scenario]] = {
         append,
         update,
         whole,
+        unchanged,
+        named,
+        unreadable_directory,
         with_backup,
+        backup_copied,
+        exclusive_by_rename,
         with_parents,
         by_path,
         batch,
+        batch_each,
+        batch_wide,
+        batch_each_unchanged,
+        batch_partial,
         directory,
+        directory_large,
+        directory_large_each,
+        directory_backup,
+        directory_two_renames,
+        directory_two_renames_backup,
+        directory_interrupted,
+        recovered,
         remove,
         move,
         move_kept,
+        move_directory,
         copy,
         folders,
         star_cache,
@@ -468,13 +871,26 @@ LIBRARY: dict[str, Callable[[str], Scenario]] = {
 #: operations that owe their level no sync at all: a name that goes away, or an empty directory, has no content to sync
 NO_SYNC = {"durable": (), "consistent": ("remove", "folders")}
 
-#: syncs that nothing here can miss, and why: the library cannot know that the file it moves was synced by its owner
-NEEDLESS = {"move_kept": ("file",)}
+#: syncs that nothing can miss, by the function that makes them, and why
+NEEDLESS = {
+    # the library cannot know that the file it moves was synced by its owner
+    "move_kept": ("_Name.sync_content",),
+    # of these two, one is needed before an older backup is removed, and none where there is no older one
+    "directory_backup": ("_DirectoryWriter._publish", "Tree.remove_replaced"),
+    "directory_two_renames_backup": ("_DirectoryWriter._publish", "Tree.remove_replaced"),
+    # the staged content is not used, and the name of the target is not new; the library finds out later, or never
+    "in_place_backup": ("Staging._prepare", "AtomicWriter._publish"),
+}
+
+
+def needless(name: str, sites: Iterable[Site]) -> bool:
+    """Whether nothing can miss a sync that comes from these lines of the library."""
+    return any(site.function in NEEDLESS.get(name, ()) for site in sites)
 
 
 def levels(name: str) -> tuple[str, ...]:
     """Return the levels at which an operation can be had."""
-    return ("none",) if name == "star_cache" else LEVELS
+    return {"star_cache": ("none",), "recovered": ("durable",), "in_place_backup": LEVELS[:2]}.get(name, LEVELS)
 
 
 def in_place(level: str, *, mount: bool = True, backup: bool = False) -> Scenario:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -21,13 +22,17 @@ from types import MappingProxyType
 BLOCK = 4096
 #: what a cut may leave beside the files, by its name: the library's own temporaries and its lock files
 LITTER = re.compile(r"\.atomicio-[0-9a-f]{16}\.(tmp(\.[^/]*)?|dir|recover)|.*\.lock")
+#: besides, where directories are replaced in two renames, a copy of the old one
+_LITTER_OR_COPY = re.compile(rf"{LITTER.pattern}|\.atomicio-[0-9a-f]{{16}}\.backup")
+_NO_NAME = re.compile(r"(?!)")
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 #: a regular file is (mode, content), a directory {name: value}, a symbolic link its text, an absent name None
 Value = None | str | tuple[int, bytes] | dict[str, "Value"]
 Tree = dict[str, Value]
 
 
-def value_at(path: str) -> Value:
+def value_at(path: str, litter: re.Pattern[str] = LITTER) -> Value:
     """Read what stands at *path*; litter inside directories is left out."""
     try:
         status = os.lstat(path)
@@ -36,8 +41,8 @@ def value_at(path: str) -> Value:
     if stat.S_ISLNK(status.st_mode):
         return os.readlink(path)
     if stat.S_ISDIR(status.st_mode):
-        names = [name for name in os.listdir(path) if not LITTER.fullmatch(name)]
-        return {name: value_at(os.path.join(path, name)) for name in sorted(names)}
+        names = [name for name in os.listdir(path) if not litter.fullmatch(name)]
+        return {name: value_at(os.path.join(path, name), litter) for name in sorted(names)}
     with open(path, "rb") as file:
         return stat.S_IMODE(status.st_mode), file.read()
 
@@ -97,6 +102,13 @@ class Scenario:
     ignore: tuple[str, ...] = ()
     #: an invariant of its own, in place of the levels' (the in-place fallback promises something else)
     custom: Callable[[Tree, int, int], list[str]] | None = None
+    #: what the user is told to call after a power cut, before anything is judged; then litter is part of what is found
+    recover: Callable[[str], object] | None = None
+
+    @property
+    def litter(self) -> re.Pattern[str]:
+        """What is no part of the tree that :meth:`judge` is given."""
+        return _NO_NAME if self.recover else LITTER
 
     def observe(self, folder: str, step: int) -> dict[Unit, object]:
         """Read the units of a step that has just returned whose value could not be said beforehand."""
@@ -117,6 +129,13 @@ class Scenario:
         """
         if self.custom is not None:
             return self.custom(tree, returned, begun)
+        if self.recover is not None:
+            if any(name.endswith(".recover") for name in tree):
+                with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
+                    _put_back(tree, folder)
+                    self.recover(folder)
+                    tree = tree_at(folder)
+            tree = _without_litter(tree)
         broken = []
         for unit, first in self.before.items():
             found = _found(tree, unit)
@@ -157,10 +176,34 @@ class Scenario:
         return broken
 
 
-def tree_at(folder: str) -> Tree:
+def tree_at(folder: str, litter: re.Pattern[str] = LITTER) -> Tree:
     """Read everything in *folder*; litter is left out."""
-    value = value_at(folder)
+    value = value_at(folder, litter)
     return value if isinstance(value, dict) else {}
+
+
+def _without_litter(tree: Tree) -> Tree:
+    return {
+        name: _without_litter(value) if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if not _LITTER_OR_COPY.fullmatch(name)
+    }
+
+
+def _put_back(tree: Tree, folder: str) -> None:
+    """Make the files of *tree* in *folder*, so that a program can work on them."""
+    for name, value in tree.items():
+        path = os.path.join(folder, name)
+        if isinstance(value, dict):
+            os.mkdir(path)
+            _put_back(value, path)
+        elif isinstance(value, str):
+            os.symlink(value, path)
+        elif value is not None:
+            mode, content = value
+            with open(path, "wb") as file:
+                file.write(content)
+            os.chmod(path, mode)
 
 
 def _look(tree: Tree, path: str) -> Value:

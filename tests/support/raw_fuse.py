@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import stat
 import struct
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,6 +39,9 @@ class Request:
     uid: int
     gid: int
     body: bytes
+    unique: int = 0
+    #: how many replies had been sent when this was read
+    seen: int = 0
 
     def unpack(self, layout: str) -> tuple[int, ...]:
         """Read integers from the start of the body."""
@@ -103,6 +108,9 @@ class Server:
         self.nodes: dict[int, Node] = {1: Node(1, stat.S_IFDIR | 0o755, links=2)}
         self.handlers: dict[int, Callable[[Request], bytes | None]] = {}
         self._device = -1
+        self._waiting: deque[Request] = deque()
+        #: how many replies have been sent
+        self.replied = 0
 
     def mount(self, where: str, kind: str, options: str = "allow_other,default_permissions") -> None:
         """Mount on the directory *where* under the type ``fuse.kind``; needs root."""
@@ -115,30 +123,50 @@ class Server:
             raise OSError(code, os.strerror(code), where)
 
     def serve(self) -> None:
-        """Answer requests until the file system is unmounted."""
+        """Answer requests, in the order in which the kernel made them, until the file system is unmounted."""
+        os.set_blocking(self._device, False)
+        poll = select.poll()
+        poll.register(self._device, select.POLLIN)
+        while True:
+            if not self._receive():
+                return
+            if not self._waiting:
+                poll.poll()
+                continue
+            request = self._waiting.popleft()
+            code = 0
+            try:
+                reply = self._answer(request)
+            except OSError as error:
+                code, reply = error.errno or errno.EIO, b""
+            # what has been asked by now was asked before this reply: a subclass may want to know
+            alive = self._receive()
+            try:
+                os.write(self._device, _REPLY.pack(_REPLY.size + len(reply), -code, request.unique) + reply)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):  # the caller was interrupted, or we were unmounted
+                    raise
+            self.replied += 1
+            if not alive:
+                return
+
+    def _receive(self) -> bool:
+        """Read all requests that are there, without waiting; False once the file system is unmounted."""
         while True:
             try:
                 message = os.read(self._device, _MAX_WRITE + 8192)
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: the request was interrupted before it was read
                     continue
+                if error.errno == errno.EAGAIN:
+                    return True
                 if error.errno == errno.ENODEV:
-                    return
+                    return False
                 raise
             _, opcode, unique, node, uid, gid, _, _, _ = _REQUEST.unpack_from(message)
-            if opcode in (FORGET, BATCH_FORGET, INTERRUPT):  # these three have no reply
-                continue
-            request = Request(opcode, node, uid, gid, message[_REQUEST.size :])
-            code = 0
-            try:
-                reply = self._answer(request)
-            except OSError as error:
-                code, reply = error.errno or errno.EIO, b""
-            try:
-                os.write(self._device, _REPLY.pack(_REPLY.size + len(reply), -code, unique) + reply)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENODEV):  # the caller was interrupted, or we were unmounted
-                    raise
+            if opcode not in (FORGET, BATCH_FORGET, INTERRUPT):  # these three have no reply
+                body = message[_REQUEST.size :]
+                self._waiting.append(Request(opcode, node, uid, gid, body, unique, self.replied))
 
     def _answer(self, request: Request) -> bytes:
         if request.opcode == INIT:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from typing import Any
 
 from patched_os import patched_os, real_function
 from promises import BLOCK, LITTER, Scenario, Tree, Unit, Value
+from sync_sites import Site, running
 
 _CALLS = (
     "open",
@@ -156,10 +158,12 @@ class Disk:
                 del directory.entries[name][:gone]
                 directory.synced[name] = position
 
-    def after_a_cut(self, choose: Choose, *, torn_renames: bool = False) -> Tree:
+    def after_a_cut(
+        self, choose: Choose, *, torn_renames: bool = False, litter: re.Pattern[str] = LITTER
+    ) -> Tree:
         """Return the files that are found after a power cut; *choose* picks among the possibilities.
 
-        With *torn_renames* rule 6 does not hold.
+        With *torn_renames* rule 6 does not hold. Names that *litter* describes are left out.
         """
         picked: dict[tuple[int, str], int] = {}
         for key, directory in self.directories.items():
@@ -181,7 +185,7 @@ class Disk:
                 tree: Tree = {}
                 for name, history in sorted(directory.entries.items()):
                     inner = history[picked[key, name] - directory.synced.get(name, 0)]
-                    if inner is not None and not LITTER.fullmatch(name):
+                    if inner is not None and not litter.fullmatch(name):
                         tree[name] = build(inner)
                 return tree
             if key not in contents:
@@ -227,12 +231,17 @@ class CrashPoint:
 class Recording:
     """Watches a folder while a scenario runs in it."""
 
-    def __init__(self, folder: str, *, without_sync: int | None = None, mount_point: str | None = None) -> None:
+    def __init__(
+        self, folder: str, *, without_sync: int | None = None, without: Site | None = None, mount_point: str | None = None
+    ) -> None:
         self.folder = folder
         self.points: list[CrashPoint] = []
+        #: what each sync call of the library was given, and the lines of its source that it came from
         self.syncs: list[str] = []
+        self.sites: list[tuple[Site, ...]] = []
         self.observed: dict[int, dict[Unit, object]] = {}
         self._without_sync = without_sync
+        self._without = without
         self._mount_point = mount_point
         self._disk = Disk()
         self._returned = self._begun = 0
@@ -289,8 +298,12 @@ class Recording:
     # -- syncs -------------------------------------------------------------------------------------------------------
 
     def _dropped(self, what: str) -> bool:
+        sites = running()
+        if not sites:  # the caller's own
+            return False
         self.syncs.append(what)
-        return len(self.syncs) - 1 == self._without_sync
+        self.sites.append(sites)
+        return len(self.syncs) - 1 == self._without_sync or self._without in sites
 
     def _sync(self, descriptor: int, *, mode: bool) -> None:
         """Stand in for fsync: nothing reaches a real disk here, which makes the model fast."""
@@ -443,17 +456,26 @@ def violations(
 ) -> tuple[int, list[str]]:
     """Cut the power at every point, in the two extreme ways and *cuts* random ones; return how many and what broke.
 
-    With *first* stop at the first that breaks.
+    With *first* stop at the first that breaks, and look at the latest points first, where most is promised.
     """
     judged, broken = 0, []
-    for point in recording.points:
+    known: dict[object, list[str]] = {}  # many cuts come to the same files
+    for point in reversed(recording.points) if first else recording.points:
         if first and broken:
             break
         at_rest = scenario.level == "durable" and point.returned == point.begun
         for choose in (oldest, newest, *[randomness.randrange] * cuts):
             for torn_renames in {False, at_rest}:
-                tree = point.disk.after_a_cut(choose, torn_renames=torn_renames)
-                found = scenario.judge(tree, point.returned, point.begun, recording.observed)
+                tree = point.disk.after_a_cut(choose, torn_renames=torn_renames, litter=scenario.litter)
+                key = _frozen(tree), point.returned, point.begun
+                if key not in known:
+                    known[key] = scenario.judge(tree, point.returned, point.begun, recording.observed)
                 judged += 1
-                broken.extend(f"after {point.after}: {line}" for line in found)
+                broken.extend(f"after {point.after}: {line}" for line in known[key])
     return judged, broken
+
+
+def _frozen(value: Value) -> object:
+    if isinstance(value, dict):
+        return tuple((name, _frozen(inner)) for name, inner in value.items())
+    return value
