@@ -60,10 +60,7 @@ if TYPE_CHECKING:
 
     F = TypeVar("F")
 else:
-    from ._writer import F
-
-    def overload(function: object) -> None:
-        """Keep nothing: overloads are for type checkers."""
+    from ._writer import F, overload
 
 __all__ = ["Batch", "batch"]
 

@@ -50,6 +50,7 @@ needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
 def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Mounts file systems, and unmounts them again."""
     places: list[Path] = []
+    devices: list[str] = []
 
     def mount(kind: str, *options: str, size: str | None = None) -> Path:
         place = tmp_path / f"{kind}{len(places)}"
@@ -64,7 +65,12 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
                 file.truncate(int(size) << 20)
             subprocess.run([maker, image], check=True, capture_output=True)
             source = ["-o", "loop", image]
-        result = subprocess.run(["mount", "-t", kind, *options, *source, place], capture_output=True, text=True)
+        command = ["mount", "-t", kind, *options, *source, place]
+        if program := shutil.which(f"mount.{kind}-fuse"):
+            loop = ["losetup", "-f", "--show", image]
+            devices.append(subprocess.run(loop, check=True, capture_output=True, text=True).stdout.strip())
+            command = [program, devices[-1], place]
+        result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             pytest.skip(f"{kind} can't be mounted here")
         places.append(place)
@@ -73,6 +79,8 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield mount
     for place in reversed(places):
         subprocess.run(["umount", place], check=True)
+    for device in devices:
+        subprocess.run(["losetup", "-d", device], check=True)
 
 
 def test_everything_is_told_and_nothing_left(tmp_path: Path) -> None:
@@ -135,10 +143,11 @@ def test_in_memory(mounted: Callable[..., Path]) -> None:
 
 @linux
 @needs_root
-def test_fat(mounted: Callable[..., Path]) -> None:
-    place = mounted("vfat", size="4")
+@pytest.mark.parametrize("kind", ["vfat", "exfat"])
+def test_fat(kind: str, mounted: Callable[..., Path]) -> None:
+    place = mounted(kind, size="16")
     found = probe(place)
-    assert found.filesystem == "vfat"
+    assert found.filesystem == {"vfat": "vfat", "exfat": "fuseblk"}[kind]
     assert found.hard_links is False
     assert found.create_new is True
     assert found.unnamed_files is False
