@@ -256,17 +256,20 @@ class _Staging(_platform.Staging):
 
     def drop(self) -> None:
         """Forget what is staged: the target has it already."""
+        self._own = None
+        self.close()  # before: Windows does not remove what is open
         if self.temporary is not None:
             self._remove(self.temporary)
             self.temporary = None
-        self._own = None
-        self.close()
 
     def _prepare(self, *, sync: bool) -> None:
         """Do nothing: it is settled."""
 
     def _remove(self, name: str) -> None:
         """Remove the temporary *name*. What was renamed is not asked about here: the batch knows which were."""
+        if os.name == "nt":
+            super()._remove(name)
+            return
         try:
             os.unlink(self._at + name, dir_fd=self._directory)
         except OSError:

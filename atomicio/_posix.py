@@ -43,7 +43,7 @@ else:
     except ImportError:  # Windows; and Emscripten, where there is one process only
         fcntl = None
 
-__all__ = ["Descriptors", "Staging", "absolute", "copy_content", "make_directories", "sync_file", "temporary_name"]
+__all__ = ["Descriptors", "Staging", "absolute", "copy_content", "make_directories", "open_source", "sync_file", "temporary_name"]
 
 PREFIX = ".atomicio-"
 SUFFIX = ".tmp"
@@ -270,6 +270,11 @@ def make_directories(path: str, *, sync: bool, mode: int = 0o777) -> None:
             sync_directory(descriptors.open(parent or ".", _DIRECTORY_FLAGS))
         finally:
             descriptors.close()
+
+
+def open_source(held: Descriptors, path: str, busy_timeout: float) -> int:  # noqa: ARG001  (for Windows)
+    """Open what is copied."""
+    return held.open(path, os.O_RDONLY | _CLOEXEC)
 
 
 class Staging(Descriptors):

@@ -131,7 +131,8 @@ def probe(path: Path = ".") -> Probe:
             scratch.find(follow=False)
             scratch.stage()
         except OSError as error:
-            raise type(error)(error.errno, error.strerror, given) from None
+            code = errno.ENOTDIR if os.path.isfile(directory) else error.errno  # Windows says that the name is invalid
+            raise OSError(code, os.strerror(code), given) from None  # type: ignore[arg-type]
         has_descriptors = os.open in os.supports_dir_fd
         found = Probe(directory, mount_of(scratch.fd) if has_descriptors else None)
         trial = _Trial(scratch.path_of_staging())

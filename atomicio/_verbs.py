@@ -13,7 +13,7 @@ import stat
 import sys
 
 from ._errors import NotDurableError, failure
-from ._posix import _CLOEXEC, Descriptors, sync_directory, sync_file, temporary_name, write_all
+from ._posix import Descriptors, sync_directory, sync_file, temporary_name, write_all
 from ._writer import _DURABILITIES, AtomicWriter
 
 if sys.platform == "win32":
@@ -316,7 +316,7 @@ class _Copy(AtomicWriter["Any"]):
         descriptors = Descriptors()
         try:
             try:
-                source = descriptors.open(os.fsdecode(given), os.O_RDONLY | _CLOEXEC)
+                source = _platform.open_source(descriptors, os.fsdecode(given), AtomicWriter.busy_timeout)
                 status = os.fstat(source)
                 if stat.S_ISDIR(status.st_mode):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -333,6 +333,7 @@ class _Copy(AtomicWriter["Any"]):
                         progress(os.fstat(self._staging.fd).st_size, size)  # type: ignore[union-attr]
                 else:
                     _transfer(source, self._staging.fd, size, progress)  # type: ignore[union-attr]
+                descriptors.close()  # a file may be copied to itself, and Windows replaces none that is open
                 self._publish()
             except OSError as error:
                 raise self._explain(error) from None

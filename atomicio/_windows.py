@@ -38,6 +38,7 @@ __all__ = [
     "copy_content",
     "make_directories",
     "open_shared_fd",
+    "open_source",
     "patiently",
     "sync_directory_named",
     "sync_file",
@@ -58,6 +59,7 @@ _SHARING_VIOLATION = 32
 _LOCK_VIOLATION = 33
 _NOT_SUPPORTED = 50
 _INVALID_PARAMETER = 87
+_INVALID_NAME = 123
 # Somebody has the file open, and may close it soon. Any other error would be the same the next time.
 _PASSING = frozenset({_ACCESS_DENIED, _SHARING_VIOLATION, _LOCK_VIOLATION})
 
@@ -163,6 +165,14 @@ def open_shared_fd(path: str, flags: int, busy_timeout: float) -> int:
     raise OSError(missing.errno, missing.strerror, path, missing.winerror)
 
 
+def open_source(held: _posix.Descriptors, path: str, busy_timeout: float) -> int:
+    """Open what is copied, and be in nobody's way."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    held._fds.extend(map(open_shared_fd, (path,), (os.O_RDONLY,), (busy_timeout,)))
+    return held._fds[-1]
+
+
 def _verbatim(path: str, longer_by: int = 0) -> str:
     r"""Return *path* so that Windows takes it beyond 259 characters too, where it is that long or will be: with ``\\?\``."""
     if len(path) + longer_by <= _MAX_PATH or path.startswith((_VERBATIM, _DEVICE)):
@@ -264,9 +274,12 @@ class Staging(_Descriptors, _posix.Staging):
             self._at = _verbatim(self.directory.rstrip(os.sep) + os.sep, longer_by=len(self.name) + 30)
             try:
                 os.stat(self._at)
-            except FileNotFoundError:
-                if not make_parents:
-                    raise
+            except OSError as error:
+                # A file in the way is a missing path to open, but makes the name of a directory an invalid one.
+                if error.winerror == _INVALID_NAME and os.path.isfile(self.directory):
+                    error = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+                if not make_parents or not isinstance(error, FileNotFoundError):
+                    raise error from None
                 make_directories(self._at, sync=sync)
             self.look()
             if not follow or self.status is None or not stat.S_ISLNK(self.status.st_mode):

@@ -43,7 +43,12 @@ def litter(folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All files, the ends of lines as Python has them."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes().replace(os.linesep.encode(), b"\n")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(params=["syncfs", "fsync"])
@@ -351,6 +356,7 @@ def test_a_swallowed_write_error_fails_the_file(tmp_path: Path) -> None:
 # -- some of them ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(os.name == "nt", reason="on Windows files are synced before the last look: see test_windows_trees")
 def test_a_failure_in_the_middle_of_the_renames_lists_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A target becomes a directory in the one moment that is left: after the last look, before its rename."""
     wait = os.fsync
@@ -374,6 +380,7 @@ def test_a_failure_in_the_middle_of_the_renames_lists_both(tmp_path: Path, monke
     assert contents(tmp_path) == dict.fromkeys("012", b"new")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="on Windows files are synced before the last look: see test_windows_trees")
 def test_the_first_rename_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (wait(fd), os.makedirs(tmp_path / "0", exist_ok=True))[0])

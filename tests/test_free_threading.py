@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -184,6 +185,45 @@ def test_modules_keep_nothing_that_changes() -> None:
     assert set(found) <= STATE_WITH_A_REASON
 
 
+SUBINTERPRETERS = """
+import importlib, sys, threading
+interpreters = importlib.import_module(sys.argv[1])
+failures = []
+
+def run(number):
+    target = f"{sys.argv[2]}/{number}"
+    program = f'''
+import sys; sys.path[:] = {sys.path!r}
+import atomicio
+for round in range(5):
+    atomicio.write_bytes({target!r}, b'{number}' * 1000)
+    with atomicio.atomic_write({target!r}, 'a') as file: file.write('+')
+'''
+    try:
+        interpreter = interpreters.create()
+        if sys.version_info >= (3, 14):
+            interpreter.exec(program)
+            interpreter.close()
+            return
+        if sys.version_info >= (3, 13):
+            failure = interpreters.exec(interpreter, program)
+            if failure is not None:
+                failures.append(failure.formatted)
+        else:
+            interpreters.run_string(interpreter, program)
+        interpreters.destroy(interpreter)
+    except BaseException as error:
+        failures.append(repr(error))
+
+threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(120)
+sys.exit("\\n".join(failures) or None)
+"""
+
+
 def test_each_interpreter_has_its_own(tmp_path: Path) -> None:
     """Subinterpreters with a GIL of their own, side by side in threads (PEP 684, PEP 734)."""
     if sys.version_info >= (3, 14):
@@ -192,40 +232,15 @@ def test_each_interpreter_has_its_own(tmp_path: Path) -> None:
         interpreters = pytest.importorskip("_interpreters", reason="this build has no subinterpreters")
     else:
         interpreters = pytest.importorskip("_xxsubinterpreters", reason="this build has no subinterpreters")
-    failures: list[object] = []
-
-    def run(number: int) -> None:
-        target = tmp_path / f"{number}"
-        program = (
-            f"import sys; sys.path[:] = {sys.path!r}\n"
-            f"import atomicio\n"
-            f"for round in range(5):\n"
-            f"    atomicio.write_bytes({str(target)!r}, b'{number}' * 1000)\n"
-            f"    with atomicio.atomic_write({str(target)!r}, 'a') as file: file.write('+')\n"
-        )
-        try:
-            if sys.version_info >= (3, 14):
-                interpreter = interpreters.create()
-                interpreter.exec(program)
-                interpreter.close()
-                return
-            interpreter = interpreters.create()
-            if sys.version_info >= (3, 13):
-                failure = interpreters.exec(interpreter, program)
-                if failure is not None:
-                    failures.append(failure.formatted)
-            else:
-                interpreters.run_string(interpreter, program)
-            interpreters.destroy(interpreter)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert failures == []
+    # In a process of its own: before 3.13 a subinterpreter that imports ctypes resets it in all the others too.
+    done = subprocess.run(
+        [sys.executable, "-c", SUBINTERPRETERS, interpreters.__name__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
     assert sorted(os.listdir(tmp_path)) == ["0", "1", "2", "3"]
     for number in range(4):
         assert (tmp_path / f"{number}").read_bytes() == b"%d" % number * 1000 + b"+"

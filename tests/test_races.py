@@ -82,7 +82,8 @@ def test_readers_see_whole_files(tmp_path: Path) -> None:
     def read() -> int:
         reads = 0
         while not done.is_set():
-            content = target.read_bytes()  # FileNotFoundError would be a moment without the file
+            with atomicio.open_shared(target, "rb") as file:  # FileNotFoundError would be a moment without the file
+                content = file.read()
             if not is_whole(content):
                 torn.append(content)
             reads += 1
@@ -146,7 +147,8 @@ def test_threads_write_one_file(tmp_path: Path) -> None:
             size = 1 + number * 7919 % 30000
             with atomicio.atomic_write(target, "wb", durability="none") as file:
                 file.write(b"%c" % (65 + who) * size + b"|%d" % size)
-            assert is_whole(target.read_bytes())
+            with atomicio.open_shared(target, "rb") as file:
+                assert is_whole(file.read())
 
     with ThreadPoolExecutor(8) as pool:
         for result in [pool.submit(write, who) for who in range(8)]:
