@@ -307,10 +307,14 @@ class Staging(_Descriptors, _posix.Staging):
 
         Returns None if there is no target any more.
         """
-        while self.status is not None:
+        for looks in range(_LOOKS + 1):
+            if self.status is None:
+                break
             try:
                 return self.patiently(function, *arguments, most=most)
             except FileNotFoundError:
+                if looks == _LOOKS:  # it is there to be looked at, and is not: whoever says so will not change his mind
+                    raise
                 self.look()
         return None
 

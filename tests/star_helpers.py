@@ -32,7 +32,7 @@ def make(folder: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def environment(paths: Iterable[object] = (), **more: str) -> dict[str, str]:

@@ -9,6 +9,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if os.name == "nt":
+    pytest.skip("pyfakefs does not replace CreateFileW, which opens files on Windows", allow_module_level=True)
+pytest.importorskip("pyfakefs", reason="needs the package 'pyfakefs'")
+
 from pyfakefs.fake_filesystem_unittest import Patcher
 
 import atomicio

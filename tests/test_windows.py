@@ -294,6 +294,19 @@ print('end', flush=True)
 """
 
 
+def test_a_target_that_is_there_and_cannot_be_found_is_no_endless_loop(target: Path, monkeypatch) -> None:
+    def missing(*arguments: object) -> None:
+        raise OSError(0, "", str(target), 2)
+
+    monkeypatch.setattr(_winapi, "CreateFile", missing)
+    with pytest.raises(FileNotFoundError) as caught:
+        atomicio.write_bytes(target, b"new")
+    assert caught.value.committed is False
+    monkeypatch.undo()
+    assert target.read_bytes() == b"old"
+    assert names(target.parent) == ["target"]
+
+
 class TestTwoSteps:
     """The last resort, in its order: old aside, new in, old removed."""
 

@@ -19,7 +19,9 @@ ROOT = HERE.parents[1]
 CACHE = Path(os.environ.get("ATOMICIO_PYODIDE_CACHE", "/var/tmp/atomicio-pyodide"))
 PACKAGES = {"3.14": "pyodide@314.0.7", "3.15": "pyodide@315.0.0-alpha.2"}
 PURE_WHEELS = ["pytest", "filelock", "hypothesis==6.140.3"]  # later ones of hypothesis have compiled code
-SUITE = [f"tests/test_{name}.py" for name in ("writer", "errors", "free_threading")]
+# What is the same everywhere, and does not need processes, mounts or strace.
+NAMES = ("writer", "errors", "batch", "verbs", "consumers", "free_threading", "star_imports_proxy")
+SUITE = [*(f"tests/test_{name}.py" for name in NAMES), "tests/pyodide/test_star_imports_native.py"]
 
 
 def build(package: str) -> Path:
