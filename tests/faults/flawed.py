@@ -12,6 +12,17 @@ def write_bytes(target, data, *, flaw):
         with open(target, "wb") as file:
             file.write(data)
         return
+    if flaw == "noise":
+        os.write(2, b"writing\n")
+    if flaw == "gap" and os.path.exists(target):
+        os.unlink(target)
+    if flaw == "litter":
+        open(target + ".orig", "wb").close()
+    if flaw == "interrupt":
+        try:
+            os.stat(target)
+        except KeyboardInterrupt:
+            pass
     temporary = fd = None
     try:
         temporary = os.path.join(os.path.dirname(target), f".atomicio-{os.urandom(8).hex()}.tmp")
@@ -30,15 +41,21 @@ def write_bytes(target, data, *, flaw):
         finally:
             if flaw != "descriptor":
                 os.close(fd)
+        if flaw == "mode":
+            os.chmod(temporary, 0o600)
         os.rename(temporary, target)
     except OSError as error:
         if flaw != "temporary" and fd is not None:
             os.unlink(temporary)
+        if flaw == "silent":
+            return
+        if flaw == "errno":
+            error = OSError(error.errno + 1, "something went wrong")
         if flaw != "not told":
             error.committed = False
         if flaw != "name":
             error.filename = target
-        raise
+        raise error
     if flaw == "late error":
         directory = os.open(os.path.dirname(target), os.O_RDONLY)
         try:

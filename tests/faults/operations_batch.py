@@ -1,4 +1,6 @@
-"""What the program under test calls for a batch or a durable verb: a library whose one function does one of them.
+"""What the program under test calls for a batch, a durable verb, and what is built on the library.
+
+A library whose one function does one of them.
 
 Run in the program under test, so it imports nothing but the library.
 """
@@ -6,9 +8,11 @@ Run in the program under test, so it imports nothing but the library.
 import os
 
 import atomicio
-from atomicio import _batch, _filesystem
+from atomicio import _batch, _clean, _filesystem
+from atomicio.star_imports import StarImportCache
 
 _batch._THREADS = 1  # strace follows one thread
+_filesystem._HONEST_SYNCFS |= {"tmpfs"}  # it has nothing to sync, but is asked in the same way
 
 SOURCE = os.path.join(os.path.dirname(__file__), "harness.py")
 
@@ -18,9 +22,7 @@ class BodyError(Exception):
 
 
 def write_bytes(target, data, *, what, **keywords):
-    {"batch": batch, "copy": copy, "replace": replace, "remove": remove, "makedirs": makedirs}[what](
-        target, data, **keywords
-    )
+    OPERATIONS[what](target, data, **keywords)
 
 
 def batch(target, data, *, durability="durable", barrier="syncfs", mode="wb", fail=False, **keywords):
@@ -56,3 +58,19 @@ def remove(target, data, **keywords):
 
 def makedirs(target, data, **keywords):
     atomicio.makedirs(target, **keywords)
+
+
+def stars(target, data, **keywords):
+    cache = StarImportCache(target)
+    cache._news = {"string": (("digits",), {"string": None}, {})}
+    if not cache.save():
+        raise cache.last_error
+
+
+def clean(target, data, **keywords):
+    failed = [each for each in _clean.clean(os.path.dirname(target), older_than=0, recursive=True) if each.failed]
+    if failed:
+        raise OSError(f"{failed[0].path}: {failed[0].reason}")
+
+
+OPERATIONS = {function.__name__: function for function in (batch, copy, replace, remove, makedirs, stars, clean)}

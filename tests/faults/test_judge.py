@@ -22,6 +22,13 @@ FLAWS = {
     "name": "the error names",
     "not told": "committed is absent, but the content is old",
     "late error": "committed is False, but the content is new",
+    "noise": "it wrote to standard error",
+    "gap": "files are gone",
+    "litter": "files nobody knows are left",
+    "interrupt": "the interrupt was swallowed",
+    "mode": "has the new content but",
+    "silent": "it returned, but the old content is there",
+    "errno": "it raised OSError",
 }
 
 
