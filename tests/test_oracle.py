@@ -542,7 +542,9 @@ def test_text_newlines_and_buffering_are_those_of_open(
     number = 0
     differences = []
     binary = "b" in mode
-    for (encoding, errors), newline, buffering in itertools.product(ENCODINGS, NEWLINES, BUFFERINGS):
+    combinations = itertools.product(ENCODINGS, NEWLINES, BUFFERINGS)
+    # "wt" is "w" and needs no more than a look, with a step that has no factor in common with the sizes of the product.
+    for (encoding, errors), newline, buffering in itertools.islice(combinations, None, None, 11 if "t" in mode else 1):
         number += 1
         results: list[tuple[object, object]] = []
         old = None if "x" in mode else b"\xff\xfeo\0l\0d\0" if encoding == "utf-16" else b"old\r\nolder\n" * 20

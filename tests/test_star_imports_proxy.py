@@ -300,7 +300,11 @@ def test_iterators_are_the_real_ones() -> None:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("value", [LIST, function, Base, Color.RED, 5, "text", {"k": (1, 2)}], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [LIST, function, Base, Color.RED, 5, "text", {"k": (1, 2)}],
+    ids=lambda value: getattr(value, "__name__", repr(value)),  # without addresses: each worker collects the same
+)
 def test_pickle_is_the_real_objects(protocol: int, value: Any) -> None:
     for dumps in (pickle.dumps, pickle._dumps):  # type: ignore[attr-defined]
         data = dumps({"it": lazy(value)}, protocol)

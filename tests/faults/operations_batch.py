@@ -62,7 +62,7 @@ def makedirs(target, data, **keywords):
 
 def stars(target, data, **keywords):
     cache = StarImportCache(target)
-    cache._news = {"string": (("digits",), {"string": None}, {})}
+    cache._news = {"string": (("digits",), {"string": "somewhere"})}
     if not cache.save():
         raise cache.last_error
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import harness
-from atomicio import star_imports
 from harness import NEW, Cell, Fault, Outcome, Program, Rehearsal, every_fault, rehearse, runs
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ VERBS = [
     cell("makedirs-parents", "makedirs", exists=False, arrangement="missing parents"),
 ]
 # A cache without entries, as its save leaves it.
-EMPTY_CACHE = json.dumps({"format": star_imports._FORMAT, "tag": "another release", "files": [], "modules": {}})
+EMPTY_CACHE = json.dumps({"star_imports": "another release", "files": [], "modules": {}})
 BUILT_ON_IT = [
     cell("star-imports-new", "stars", exists=False),
     cell("star-imports-old", "stars", arrangement="cache", text=EMPTY_CACHE),

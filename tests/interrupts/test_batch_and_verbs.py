@@ -84,7 +84,7 @@ def in_place_update(target: str) -> None:
 
 def star_imports_saved(target: str) -> None:
     cache = StarImportCache(target)
-    cache._news = {"string": (("ascii_letters",), {"string": None}, {})}
+    cache._news = {"string": (("ascii_letters",), {"string": "somewhere"})}
     cache.save()
 
 
