@@ -773,7 +773,9 @@ class Staging(Descriptors):
 
 
 def _device(path: str) -> int | None:
+    """Return the device number of what is mounted at *path*; None where it is just a directory: in a chroot, on Emscripten."""
     try:
-        return os.stat(path).st_dev
+        device = os.stat(path).st_dev
+        return device if device != os.stat("/").st_dev else None
     except OSError:
         return None
