@@ -32,6 +32,9 @@ class LazyName:
         value = getattr(real(self), attribute)
         return (real(self),) if attribute == "__bases__" else value  # so that issubclass() comes to the real class
 
+    def __get__(self, instance: object, owner: type | None = None) -> Any:  # a function in a class is a method
+        return real(self).__get__(instance, owner) if hasattr(type(real(self)), "__get__") else real(self)
+
 
 def real(proxy: LazyName) -> Any:
     """Return the object itself; what the import raises is raised, and it is tried again at the next use."""
@@ -44,10 +47,11 @@ def real(proxy: LazyName) -> Any:
     return value
 
 
-def _forward(method: str, function: Callable[..., Any] | None) -> None:
+def _forward(method: str, function: Callable[[Any, Any], Any] | None, *, reflected: bool = False) -> None:
     def forward(self: LazyName, /, *args: Any, **kwargs: Any) -> Any:
         value = real(self)
-        return (function or getattr(type(value), method))(value, *args, **kwargs)
+        call: Any = function or getattr(type(value), method)
+        return call(*args, value) if reflected else call(value, *args, **kwargs)
 
     setattr(LazyName, method, forward)
 
@@ -67,11 +71,9 @@ for _module, _names in {
     for _name in _names.split():
         _forward(f"__{_name.strip('_')}__", getattr(_module, _name, None))
 for _name in _BINARY:
-    _forward(f"__r{_name.strip('_')}__", lambda value, other, _name=_name: getattr(operator, _name)(other, value))
-_forward("__rdivmod__", lambda value, other: divmod(other, value))
-_forward("__instancecheck__", lambda value, instance: isinstance(instance, value))
-_forward("__subclasscheck__", lambda value, cls: issubclass(cls, value))
+    _forward(f"__r{_name.strip('_')}__", getattr(operator, _name), reflected=True)
+_forward("__rdivmod__", divmod, reflected=True)
+_forward("__instancecheck__", isinstance, reflected=True)
+_forward("__subclasscheck__", issubclass, reflected=True)
 _forward("__mro_entries__", lambda value, _bases: types.resolve_bases((value,)))
 _forward("__reduce_ex__", lambda value, _protocol: (operator.itemgetter(0), ((value,),)))  # names no library of ours
-# A function in a class is a method.
-_forward("__get__", lambda value, *args: getattr(type(value), "__get__", lambda value, *_: value)(value, *args))

@@ -75,8 +75,8 @@ def answer_of(code: str, *arguments: str, **more: str) -> Any:
 def learn(cache: object, modules: Iterable[str], *paths: object) -> None:
     """Record each module in the cache file, in a fresh process of its own."""
     for module in modules:
-        code = f"c = StarImportCache({str(cache)!r}); c.names({module!r}); answer([c.save(), {module!r} in c._news])"
-        run(code, *paths)
+        code = f"c = StarImportCache({str(cache)!r}); c.names({module!r}); answer([c.save(), repr(c.last_error)])"
+        assert run(code, *paths) == [True, "None"]
 
 
 def recorded(cache: Path) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -10,6 +11,8 @@ import stat
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
 import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -26,7 +29,7 @@ from atomicio.star_imports import (
 from star_helpers import environment, finish, learn, make, recorded, run, settle, start
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 if sys.platform == "emscripten":
@@ -88,6 +91,9 @@ MODULES = {
     "m_env.py": "import os as _os\nalways = 1\n"
     "if _os.environ.get('M_ENV') == 'x': only_x = 1\nelse: only_y = 2\n",
     "m_flaky.py": "import os as _os\nif _os.environ.get('BROKEN'): raise RuntimeError('broken')\nvalue = [1]\n",
+    "m_moody.py": "import os as _os\n__all__ = ['made']\ndef __getattr__(name):\n"
+    "    if name == 'made' and 'MOODY' in _os.environ: return 1 / 0\n"
+    "    if name == 'made': return 7\n    raise AttributeError(name)\n",
     "m_slow.py": "import time as _time\n_time.sleep(0.2)\nthing = object()\nother = object()\n",
     # Modules whose bodies use a cache themselves.
     "m_ring_a.py": RING.format("m_ring_b", "ask_b"),
@@ -767,12 +773,116 @@ def test_hit_loads_nothing_heavy(modules: Path, cache: Path) -> None:
     assert heavy.isdisjoint(run(code, modules))
 
 
-@pytest.mark.parametrize(("file", "limit"), [("star_imports.py", 300), ("_lazy_proxy.py", 80)])
-def test_layer_stays_thin(file: str, limit: int) -> None:
+# The cache with its lazy binding, the proxy, and the command: how many lines each may have.
+LAYER = {"star_imports.py": 300, "_lazy_proxy.py": 80, "_star_imports_cli.py": 100}
+
+
+def layer() -> Iterator[tuple[str, str]]:
     import atomicio
 
-    with open(os.path.join(os.path.dirname(atomicio.__file__), file)) as source:
-        assert len(source.readlines()) <= limit
+    for file in LAYER:
+        with open(os.path.join(os.path.dirname(atomicio.__file__), file), encoding="utf-8") as source:
+            yield file, source.read()
+
+
+def test_layer_stays_thin() -> None:
+    assert {file: len(text.splitlines()) for file, text in layer() if len(text.splitlines()) > LAYER[file]} == {}
+    assert all(len(line) <= 120 or "noqa" in line for _, text in layer() for line in text.splitlines())
+
+
+def test_layer_uses_only_public_names_of_the_package() -> None:
+    import atomicio
+
+    own = {file.removesuffix(".py") for file in LAYER}
+    for file, text in layer():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("atomicio")):
+                names = {alias.name for alias in node.names}
+                assert node.module in own or (node.module is None and names <= set(atomicio.__all__)), file
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("atomicio") for alias in node.names), file
+
+
+def test_threads_may_learn_forget_and_save_at_the_same_time(importable: Path, cache: Path) -> None:
+    c = StarImportCache(cache)
+    modules = ["m_plain", "m_dir", "m_shadow", "m_pkg", "m_open", "m_zoo", "m_all_list", "m_unicode"]
+    failures: list[BaseException] = []
+    end = time.monotonic() + 2
+
+    def work(do: Callable[[int], object]) -> None:
+        number = 0
+        try:
+            while time.monotonic() < end:
+                number += 1
+                do(number)
+        except BaseException as error:
+            failures.append(error)
+
+    works: list[Callable[[int], object]] = [
+        lambda number: c.invalidate(f"{modules[number % 8]}{number % 1000}"),
+        lambda number: c.invalidate(modules[number % 8]),
+        lambda number: c.save(strict=True),
+        lambda number: c.names(modules[number % 8]),
+    ]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(do,)) for do in works]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
+def test_names_asked_for_again_and_again_take_no_memory(importable: Path, cache: Path) -> None:
+    learn(cache, ["m_chain"], importable)
+    c = StarImportCache(cache)
+    c.names("m_chain")
+    tracemalloc.start()
+    try:
+        for _ in range(300):
+            c.names("m_chain")
+        assert tracemalloc.get_traced_memory()[0] < 30_000
+    finally:
+        tracemalloc.stop()
+    assert "m_chain" not in sys.modules
+
+
+def test_module_that_raises_oddly_costs_check_and_save_nothing(modules: Path, cache: Path) -> None:
+    learn(cache, ["m_moody"], modules)
+    code = f"""
+c = StarImportCache({str(cache)!r})
+space = {{}}
+c.lazy_star_import("m_moody", space)
+os.environ["MOODY"] = "1"
+import m_moody
+m_moody.__all__ = ["made"]
+result = [c.check(), c.save()]
+try:
+    exec("made + 1", space)
+except Exception as error:
+    result.append(type(error.__cause__ or error).__name__)
+del os.environ["MOODY"]
+answer([*result, eval("made + 1", space)])
+"""
+    assert run(code, modules) == [[], True, "ZeroDivisionError", 8]
+
+
+def test_path_entries_that_are_no_text_are_ignored_as_the_finder_does(modules: Path, cache: Path) -> None:
+    code = f"import pathlib\nsys.path += [pathlib.Path('/'), b'/']\nc = StarImportCache({str(cache)!r})\n"
+    assert run(code + "c.names('m_plain'); answer(c.save(strict=True))", modules) is True
+    assert set(recorded(cache)) == {"m_plain"}
+
+
+def test_name_that_was_handed_on_before_its_first_use_keeps_forwarding(importable: Path, cache: Path) -> None:
+    learn(cache, ["m_plain"], importable)
+    space = served(StarImportCache(cache), "m_plain")
+    elsewhere = {"D": space["D"]}  # as `from user import D` of another module does
+    exec("first = a + 0", space)
+    assert (type(space["a"]), eval("D + 1", elsewhere), eval("D + 1", space)) == (int, 5, 5)
 
 
 def command(*arguments: str, paths: tuple[Path, ...] = ()) -> tuple[int, list[str], str]:
