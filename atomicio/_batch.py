@@ -331,6 +331,7 @@ class _BatchWriter(AtomicWriter[F]):
     """A writer whose commit settles the file; the batch publishes it."""
 
     _verbs = _Staging
+    _otherwise = "outside the batch, fallback='in-place'"
     _staging: _Staging | None  # pyright: ignore[reportIncompatibleVariableOverride]
     #: Whether the target had the same content already, and ``skip_unchanged`` was asked for.
     unchanged = False

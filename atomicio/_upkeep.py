@@ -93,23 +93,30 @@ def _describe(found: Probe) -> list[str]:
     kind += ["served by a program"] if found.fuse else []
     kind += ["in memory"] if found.in_memory else []
     kind += [f"mounted with {found.unsynced}"] if found.unsynced else []
-    lines = [_shown(found.path), f"  {'file system':<26}{', '.join(kind)}"]
-    for label, name in (
-        ("unnamed files", "unnamed_files"),
-        ("hard links", "hard_links"),
-        ("create without replacing", "create_new"),
-        ("directories swapped", "exchange"),
-        ("files synced", "file_sync"),
-        ("directories synced", "directory_sync"),
-        ("copies share blocks", "reflink"),
-        ("locks between processes", "locks"),
-        ("permission bits kept", "permissions"),
-        ("case matters in names", "case_sensitive"),
+    lines = [_shown(found.path), *_row("file system", ", ".join(kind))]
+    for label, name, otherwise in (
+        ("unnamed files", "unnamed_files", "a killed writer leaves a temporary file"),
+        ("hard links", "hard_links", "a backup is a copy"),
+        ("create without replacing", "create_new", "for a moment, a file made with mode 'x' is there and empty"),
+        ("directories swapped", "exchange", "while a directory is replaced, there is none for a moment"),
+        ("files synced", "file_sync", "nothing survives a power cut for sure"),
+        ("directories synced", "directory_sync", "the file system chooses when a new name survives a power cut"),
+        ("copies share blocks", "reflink", "a copy takes as much room as the original"),
+        ("locks between processes", "locks", "lock=True does not keep other processes out"),
+        ("permission bits kept", "permissions", "permissions can't be chosen"),
+        ("case matters in names", "case_sensitive", "a and A are one file"),
     ):
-        lines.append(f"  {label:<26}{ {True: 'yes', False: 'no', None: 'not known'}[getattr(found, name)]}")
+        lines += _row(label, {True: "yes", False: f"no: {otherwise}", None: "not known"}[getattr(found, name)])
+    lines += ["", "What is promised here, with durability="]
     for level, promise in found.promises.items():
-        lines.append(f"  {level}: {promise}")
+        lines += _row(level, promise)
     return lines
+
+
+def _row(label: str, text: str) -> list[str]:
+    import textwrap  # noqa: PLC0415
+
+    return textwrap.wrap(text, 100, initial_indent=f"  {label:<26}", subsequent_indent=" " * 28, break_long_words=False)
 
 
 # -- clean ------------------------------------------------------------------------------------------------------------------------

@@ -175,6 +175,7 @@ class AtomicWriter(Generic[F]):
     # Class attributes, so that __del__ works however early __init__ or open was interrupted.
     _state = _NEW
     _verbs: type[_platform.Staging] | None = None  # other verbs than those of the platform
+    _otherwise = "fallback='in-place'"
     _staging: _platform.Staging | None = None
     _file: Any = None
     _raw: _StagingFile | None = None
@@ -641,7 +642,7 @@ class AtomicWriter(Generic[F]):
                 }.get(code) or _forbidden(directory)
                 if getattr(error, "winerror", None) is not None:  # MoveFileExW was refused
                     reason = "another program has the file open, and does not share it as open_shared() does"
-                advice = f"{reason}; the file was not changed. fallback='in-place' writes into it, which is not atomic"
+                advice = f"{reason}; the file was not changed. {self._otherwise} writes into it, which is not atomic"
         elif code in (errno.EACCES, errno.EPERM) and self._step == "check":
             advice = "you may not write to this file; it was not changed"
         return failure(error, self.target, advice, kind=kind)

@@ -392,6 +392,38 @@ def test_the_first_rename_that_fails_changes_nothing(tmp_path: Path, monkeypatch
     assert batch.committed_paths == []
 
 
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux, to mount")
+@pytest.mark.parametrize("mounted", [0, 3])
+def test_a_target_that_is_a_mount_point(mounted: int, tmp_path: Path) -> None:
+    """EBUSY, which only the rename itself tells; there is no writing in place in a batch, since that can't be taken back."""
+    (tmp_path / "other").write_bytes(b"mounted")
+    for number in range(6):
+        (tmp_path / str(number)).write_bytes(b"old")
+    target = str(tmp_path / str(mounted))
+    subprocess.run(["mount", "--bind", tmp_path / "other", target], check=True)
+    try:
+        with pytest.raises(OSError) as caught, atomicio.batch() as batch:
+            for number in range(6):
+                batch.write_bytes(str(tmp_path / str(number)), b"new")
+        assert caught.value.errno == errno.EBUSY
+        assert caught.value.filename == target
+        assert Path(target).read_bytes() == b"mounted"
+    finally:
+        subprocess.run(["umount", target], check=True)
+    error = caught.value
+    paths = [str(tmp_path / str(number)) for number in range(6)]
+    assert batch.committed_paths == paths[:mounted]
+    assert batch.uncommitted_paths == paths[mounted:]
+    if mounted:
+        assert isinstance(error, atomicio.PartialCommitError)
+        assert (error.committed_paths, error.uncommitted_paths) == (paths[:mounted], paths[mounted:])
+    else:
+        assert isinstance(error, atomicio.UnreplaceableTargetError)
+        assert "outside the batch, fallback='in-place'" in str(error), "a batch has none"
+    found = contents(tmp_path)
+    assert [found[str(number)] for number in range(6)] == [b"new"] * mounted + [b"old"] * (6 - mounted)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals do not interrupt on Windows")
 def test_ctrl_c_comes_before_the_renames_or_after_all_of_them(tmp_path: Path) -> None:
     """A signal at every moment of the end of a batch: never some of the targets."""

@@ -77,6 +77,14 @@ def by_django(path: str, mode: str = "wb", **options: Any) -> Iterator[Any]:
             os.unlink(temporary)
 
 
+@contextlib.contextmanager
+def by_atomic_write_path(path: Any, mode: str = "wb", **options: Any) -> Iterator[Any]:
+    """It lends a path."""
+    with import_quietly("atomic_write_path").atomic_write_path(path, **options) as temporary:
+        with open(temporary, mode) as file:
+            yield file
+
+
 class _Whole:
     """A file object for libraries that take values, not a file."""
 
@@ -229,6 +237,24 @@ LIBRARIES = {
             _call("atomicreplace", "atomic_open", "w"),
             None,
             _call("atomicreplace", "atomic_open", "wb"),
+        ),
+        Library(
+            "atomic-write-path",
+            "atomic-write-path",
+            "atomic_write_path",
+            lambda path: by_atomic_write_path(path, overwrite=True),
+            lambda path: by_atomic_write_path(path, "w", overwrite=True),
+            by_atomic_write_path,
+            by_atomic_write_path,
+        ),
+        Library(
+            "atomicfile",
+            "atomicfile",
+            "atomicfile",
+            _call("atomicfile", "AtomicFile", "wb"),
+            _call("atomicfile", "AtomicFile", "w"),
+            None,
+            _call("atomicfile", "AtomicFile", "wb"),
         ),
     )
 }

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from star_helpers import equality, settle
+
 HERE = Path(__file__).parent
 MODULES = ["sage.misc.lazy_import_cache", "sage.misc.lazy_import", "sage.misc.temporary_file"]
 
@@ -63,6 +65,27 @@ def test_own_doctests_pass_as_without_us(tmp_path: Path) -> None:
     # Each did what it says: without us the pickle, with us none.
     pickles = [len(list((tmp_path / who / "dot_sage" / "cache").glob("*.pickle"))) for who in ("theirs", "ours")]
     assert pickles[1] == 0 < pickles[0]
+
+
+def stars() -> list[str]:
+    """Every ``sage.*.all*`` module of the distributions that are installed."""
+    import sage
+
+    found = []
+    for place in sage.__path__:
+        for parent, _, names in os.walk(place):
+            package = "sage" + parent[len(place) :].replace(os.sep, ".")
+            found += [f"{package}.{name[:-3]}" for name in names if name.startswith("all") and name.endswith(".py")]
+    return sorted(set(found))
+
+
+def test_stars_of_sage_are_equal(tmp_path: Path) -> None:
+    settle()
+    equal, live, absent = equality(stars(), tmp_path / "cache" / "names.json")
+    print(f"{len(equal)} of {len(stars())} sage.*.all* modules by a warm hit, failing without us: {list(absent)}")
+    assert len(equal) > 20
+    assert live == []
+    assert len(absent) < len(equal)
 
 
 def child(code: str, tmp_path: Path, *python: str) -> object:

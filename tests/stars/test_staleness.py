@@ -281,7 +281,7 @@ class Package:
 
 
 def test_random_edits_never_make_it_lie(tmp_path: Path) -> None:
-    many = 100
+    many = 250  # packages side by side, because each round has to wait until what it learns is old enough
     (caches := tmp_path / "caches").mkdir()
     packages = [Package(tmp_path / f"p{number}", number) for number in range(many)]
     edits = hits = changes = 0
