@@ -1,61 +1,30 @@
 """500 files of 4 KiB, durable: one at a time against one batch, and how often the device is told to flush its cache.
 
-On the kernel's file systems, each on a loop device. The two take turns in one run; the ratio is of the best of each. The
-flushes are counted by the block layer, in ``/sys/block/*/stat``, so they are the same on every machine.
+On the kernel's file systems, each on a loop device. The two take turns in one run; the ratio is of the best of each, and is
+printed, not judged: a machine has other work. The flushes are counted by the block layer, in ``/sys/block/*/stat``, so they
+are the same on every machine, and are judged.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 import atomicio
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from measure import MAKE, mounted, settle
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="loop devices are for Linux"),
     pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to mount"),
 ]
 
-FILES, SIZE, ROUNDS = 500, 4096, 5
-MAKE = {
-    "ext4": ["mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0"],
-    "xfs": ["mkfs.xfs", "-q", "-K"],
-    "btrfs": ["mkfs.btrfs", "-q", "-K"],
-}
+FILES, SIZE, ROUNDS = 500, 4096, 3
 FLUSHES = 15  # the field of /sys/block/*/stat: Documentation/block/stat.rst, "flush I/Os"
-
-
-@contextmanager
-def mounted(kind: str, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """A new file system in *folder*: where it is mounted, and the statistics of its device."""
-    image, mount = folder / "image", folder / "mount"
-    with open(image, "wb") as file:
-        file.truncate(4 << 30)  # sparse. A small btrfs commits early, for want of space to reserve
-    mount.mkdir()
-    subprocess.run([*MAKE[kind], image], check=True, capture_output=True)
-    device = subprocess.run(
-        ["losetup", "-f", "--show", image], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    try:
-        subprocess.run(["mount", "-t", kind, device, mount], check=True)
-        try:
-            yield mount, Path("/sys/block") / os.path.basename(device) / "stat"
-        finally:
-            subprocess.run(["umount", mount], check=True)
-    finally:
-        subprocess.run(["losetup", "-d", device], check=True)
-        image.unlink()
 
 
 def one_at_a_time(folder: Path, files: int) -> None:
@@ -67,11 +36,6 @@ def batch(folder: Path, files: int) -> None:
     with atomicio.batch() as batch:
         for number in range(files):
             batch.write_bytes(folder / str(number), b"x" * SIZE)
-
-
-def settle(folder: Path) -> None:
-    """Wait for what was written before, on this file system alone."""
-    subprocess.run(["sync", "-f", folder], check=True)
 
 
 def seconds(function: object, folder: Path) -> float:
@@ -111,7 +75,6 @@ def test_batch(kind: str, tmp_path: Path) -> None:
         f"{single / together:.1f}x; flushes of a batch of 10, 100, 500: {', '.join(map(str, counts.values()))}; "
         f"of 100 one at a time: {each}"
     )
-    assert single / together >= 5
     assert each >= 100, "the flushes are not counted here"
     assert max(counts.values()) <= min(counts.values()) + 2
     assert max(counts.values()) < 12

@@ -41,7 +41,7 @@ GROUPS = {
         "ordinary_exception exception exception_new interrupted_anywhere killed dropped "
         "full_disk full_at_the_end full_unbuffered swallowed error_names descriptors"
     ),
-    "For a power cut": "file_sync directory_sync durable_option",
+    "For a power cut": "synced durable_option",
     "What stays of the old file, what a new one gets": (
         "kept_mode secret owner acl_of_replaced attribute symlink dangling hard_link new_mode default_acl setgid"
     ),

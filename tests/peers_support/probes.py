@@ -640,6 +640,7 @@ def synced(library: Library, folder: str) -> str:
     return {
         "": "**nothing**",
         "publish": "**nothing**",
+        "publish directory": "the directory, **but not the content**",
         "content": "the content, in place",
         "content publish": "the content",
         "content publish directory": "the content, then the directory",
