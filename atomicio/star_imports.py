@@ -186,7 +186,7 @@ class StarImportCache:
             rows = [(key + "", seen + "") for key, seen in document["files"]]
             found: dict[str, Entry | None] = {}
             for module, raw in document["modules"].items():
-                found[module] = names, seen = tuple(raw["names"].split()), dict(rows[n] for n in raw["files"])
+                found[module] = names, seen = tuple(raw["names"].split()), dict(map(rows.__getitem__, raw["files"]))
                 words = [*names, *(key for key in seen if os.sep not in key)]  # a dotted one the finder would import
                 bindable = all(map(str.isidentifier, words)) and _NEVER_BOUND.isdisjoint(words)
                 if not bindable or module.partition(".")[0] not in seen:
