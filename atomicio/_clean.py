@@ -79,6 +79,8 @@ def clean(
             yield from _Cleaner(dry_run, older_than, recursive, alone).look_into(held, fd, directory)
         else:
             yield from _PathCleaner(dry_run, older_than, recursive, alone).look_into(held, None, directory)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, directory) from None  # not the number of its descriptor
     finally:
         held.close()
 
@@ -116,7 +118,7 @@ class _Cleaner:
             if inner is None or os.fstat(inner).st_dev == os.fstat(fd).st_dev:  # type: ignore[arg-type]
                 try:
                     yield from self.look_into(held, inner, below)
-                except PermissionError as error:
+                except OSError as error:
                     yield _unread(below, error)
             if inner is not None:
                 held.close_last()

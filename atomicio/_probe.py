@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "probe"]
 
+# It makes no lock file, and above all no directory for one, should there be none any more: who asks may be gone.
 _CHILD = """
-import sys
+import os, sys
+os.path.exists({name!r}) or sys.exit(1)
 sys.path[:] = {path!r}
 from filelock import FileLock, Timeout
 try:

@@ -366,5 +366,7 @@ def recover(path: str) -> Iterator[tuple[str, Record | OSError]]:
                 else:
                     if record is not None:
                         yield os.path.join(path, record.target), record
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, path) from None  # not the number of its descriptor
     finally:
         held.close()
