@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import stat
 import subprocess
@@ -25,6 +24,8 @@ from atomicio import NotDurableError, TargetChangedError, UnreplaceableTargetErr
 
 if sys.platform == "win32":
     pytest.skip("tests of POSIX calls", allow_module_level=True)
+
+import resource
 
 from atomicio import _directory, _recovery, _syscalls, _trees
 

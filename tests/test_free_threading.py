@@ -232,7 +232,7 @@ def test_each_interpreter_has_its_own(tmp_path: Path) -> None:
         interpreters = pytest.importorskip("_interpreters", reason="this build has no subinterpreters")
     else:
         interpreters = pytest.importorskip("_xxsubinterpreters", reason="this build has no subinterpreters")
-    # In a process of its own: before 3.13 a subinterpreter that imports ctypes resets it in all the others too.
+    # In a process of its own: on Windows with 3.11, filelock fails in ctypes after subinterpreters have imported that.
     done = subprocess.run(
         [sys.executable, "-c", SUBINTERPRETERS, interpreters.__name__, str(tmp_path)],
         capture_output=True,
