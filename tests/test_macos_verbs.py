@@ -226,8 +226,8 @@ class Cloning(Library):
         super().__init__(code)
         self.removed: list[bytes] = []
 
-    def fclonefileat(self, source: int, directory: int, name: bytes, flags: ctypes.c_uint) -> int:
-        self.calls.append((directory, name, flags.value))
+    def fclonefileat(self, source: int, directory: int, name: bytes, flags: int) -> int:
+        self.calls.append((directory, name, flags))
         ctypes.set_errno(self.code)
         if self.code:
             return -1
