@@ -686,6 +686,30 @@ def test_the_command_fails_where_something_could_not_be_removed(tmp_path: Path) 
     assert names(tmp_path) == {FILE}
 
 
+@linux
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its path, where the system names a descriptor. The other directories are looked into all the same."""
+    for name in ("bad", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FILE).touch()
+    scandir = os.scandir
+
+    def fail(fd: int) -> Any:
+        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), fd)
+        return scandir(fd)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    monkeypatch.setattr(os, "supports_fd", {*os.supports_fd, fail})
+    bad = {"bad"}
+    found = {each.path: each.reason for each in clean(str(tmp_path), older_than=0, recursive=True)}
+    assert found == {str(tmp_path / "bad"): os.strerror(errno.EIO), str(tmp_path / "good" / FILE): ""}
+    bad = {tmp_path.name}
+    with pytest.raises(OSError) as caught:
+        run(tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path))
+
+
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for name in (FILE, COPY, f"a/{LENT}"):
