@@ -92,6 +92,12 @@ def test_pages_are_found_and_hold_code() -> None:
     assert kinds.count("console") >= 3
 
 
+def test_contributors_are_told_of_every_environment() -> None:
+    defined = re.findall(r"^\[testenv:(\w+)\]", (ROOT / "tox.ini").read_text(encoding="utf-8"), re.MULTILINE)
+    told = re.findall(r"^``-e (\w+)``", (ROOT / "docs/contributing.rst").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(defined) <= set(told)
+
+
 def test_the_picture_of_the_readme_is_there() -> None:
     (picture,) = re.findall(r"^\.\. image:: (\S+)$", (ROOT / "README.rst").read_text(encoding="utf-8"), re.MULTILINE)
     assert (ROOT / picture).read_text(encoding="utf-8").startswith("<svg ")
