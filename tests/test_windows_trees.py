@@ -146,7 +146,7 @@ class TestDirectory:
         assert tree(site) == NEW
         assert not (site / "new").stat().st_mode & stat.S_IWRITE
         assert names(site.parent) == ["site"]
-        (site / "new").chmod(stat.S_IREAD | stat.S_IWRITE)
+        os.chmod(site / "new", stat.S_IREAD | stat.S_IWRITE)  # Path.chmod opens the file, which Wine refuses
 
     def test_below_a_long_path(self, tmp_path: Path) -> None:
         parent = str(tmp_path) + ("\\" + "d" * 60) * 4
@@ -352,7 +352,7 @@ class TestVerbs:
         (tmp_path / "source").chmod(stat.S_IREAD)
         atomicio.copy(tmp_path / "source", tmp_path / "target")
         assert (tmp_path / "target").stat().st_mode & stat.S_IWRITE
-        (tmp_path / "source").chmod(stat.S_IREAD | stat.S_IWRITE)
+        os.chmod(tmp_path / "source", stat.S_IREAD | stat.S_IWRITE)
 
     def test_long_paths(self, tmp_path: Path) -> None:
         parent = str(tmp_path) + ("\\" + "d" * 60) * 4
