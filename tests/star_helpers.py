@@ -67,7 +67,7 @@ def run(code: str, *paths: object, python: Iterable[str] = (sys.executable,), **
 def answer_of(code: str, *arguments: str, **more: str) -> Any:
     """What PRELUDE and `code` answer in a fresh process with `arguments`."""
     command = [sys.executable, "-P", "-c", PRELUDE + code, *arguments]
-    done = subprocess.run(command, env=environment((), **more), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment((), **more), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
