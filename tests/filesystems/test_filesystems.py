@@ -7,6 +7,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -168,6 +172,53 @@ def test_every_call_fails(place, operation, folder, record_property):
                 runs += 1
     assert runs >= 6 * 5
     record_property("faults", runs)
+
+
+# --- the other suites, on the file systems of the kernel ---------------------------------------------------------------
+
+_KERNEL = [place for place in places.PLACES if place.name.partition(" ")[0] in ("ext4", "xfs", "btrfs", "tmpfs", "overlayfs")]
+_TESTS = os.path.dirname(places.HERE)
+_FUNCTIONAL = ("writer", "oracle", "errors", "metadata", "symlinks", "verbs", "batch", "directory", "clean", "locks", "order")
+_STRACED = ("write_bytes-old-durable-unnamed", "x-durable-unnamed", "r+-unnamed")
+
+
+def _run_there(place: places.Place, private_mounts, arguments: list[str]) -> str:
+    """Run tests of another suite in a folder of the place, in a process of its own, and return its last lines."""
+    with _enter(place.make, private_mounts) as where:
+        temporary = os.path.join(where, "tests")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={temporary}", *arguments]
+        # also what asks for a temporary folder by itself gets one there
+        os.mkdir(os.path.join(where, "tmp"))
+        environment = {**os.environ, "TMPDIR": os.path.join(where, "tmp"), "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=os.path.dirname(_TESTS), env=environment)
+        assert not done.returncode, done.stdout[-4000:] + done.stderr[-2000:]
+        return done.stdout
+
+
+def _count(pattern: str, output: str) -> int:
+    found = re.search(pattern, output)
+    assert found, output[-2000:]
+    return int(found[1])
+
+
+@pytest.mark.parametrize("place", _KERNEL, ids=lambda place: place.name)
+def test_the_functional_tests(place, private_mounts, table):
+    output = _run_there(place, private_mounts, [os.path.join(_TESTS, f"test_{name}.py") for name in _FUNCTIONAL])
+    passed = _count(r"(\d+) passed", output)
+    assert passed > 500
+    table.setdefault(place.name, {})["functional tests"] = f"{passed} passed"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("place", _KERNEL, ids=lambda place: place.name)
+def test_every_system_call_fails(place, private_mounts, table):
+    """The suite of ``tox run -e faults``, three of its operations: each error once and for ever, a kill, Ctrl-C."""
+    matrix = os.path.join(_TESTS, "faults", "test_matrix.py")
+    output = _run_there(place, private_mounts, [f"{matrix}::test_every_call_fails[{name}]" for name in _STRACED])
+    assert _count(r"(\d+) passed", output) == len(_STRACED)
+    runs = _count(r"(\d+) runs with a fault", output)
+    assert runs > 300
+    table.setdefault(place.name, {})["system calls that fail"] = f"{runs} runs, nothing broken"
 
 
 # --- places that take nothing -----------------------------------------------------------------------------------------
