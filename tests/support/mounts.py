@@ -83,12 +83,17 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
-def mount(source: str, where: str, kind: str | None, options: str = "", flags: int = 0) -> None:
-    """mount(2), by the program of that name, which knows every option's spelling."""
-    command = ["mount", *(["-t", kind] if kind else []), *(["-o", options] if options else []), source, where]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(done.returncode, done.stderr.strip() or f"mount exited with {done.returncode}", where)
+# <linux/mount.h>
+_FLAGS = {"ro": 1, "remount": 32, "noatime": 1024, "bind": 4096}
+
+
+def mount(source: str, where: str, kind: str | None, options: str = "") -> None:
+    """mount(2): without a program of its own for each of thousands of mounts."""
+    words = options.split(",") if options else []
+    flags = sum(_FLAGS.get(word, 0) for word in words)
+    data = ",".join(word for word in words if word not in _FLAGS)
+    names = (os.fsencode(source), os.fsencode(where), kind.encode() if kind else None)
+    _check(_libc().mount(*names, ctypes.c_ulong(flags), data.encode()), where)
 
 
 def unmount(where: str) -> None:
