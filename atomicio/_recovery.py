@@ -275,6 +275,9 @@ class Record(Descriptors):
             else:
                 replace_backup(at + self.old, at + self.target + self.backup, at + self.new, directory)
                 outcome = "done"
+            if outcome == "done" and self.copied:
+                # The old tree is removed next. Were its former name still on the device, it would look like the gap.
+                self.sync_directory()
         self._remove()
         self.outcome = outcome
         return outcome

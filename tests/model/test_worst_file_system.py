@@ -182,7 +182,6 @@ UNREACHED = {
     "_posix.py: sync_file calls fsync": "macOS: the second of two functions of this name",
     "_probe.py: _Trial.file_sync calls sync_file": "a trial: nothing is kept",
     "_probe.py: _Trial.directory_sync calls sync_file": "a trial: nothing is kept",
-    "_trees.py: _sync_each calls sync_file": "the second: of a file that may be written and not read",
     "_trees.py: _sync_by_path calls sync_file": "Windows: no calls relative to a directory",
 }
 

@@ -40,7 +40,8 @@ def _nothing() -> None:
 def lacking(*calls: str) -> Iterator[None]:
     """Have the system lack some *calls*, as others do: ``link``, ``exchange``, ``syncfs``, or ``O_TMPFILE`` of open.
 
-    Or, with ``fsync of directories``, be that of a user who may not read the directory.
+    Or, with ``fsync of directories``, be that of a user who may not read the directory; with ``rename of site``, an
+    overlay that has this directory from a lower layer.
     """
     codes = {"link": errno.EPERM, "exchange": errno.EINVAL, "syncfs": errno.ENOSYS}
 
@@ -51,6 +52,15 @@ def lacking(*calls: str) -> Iterator[None]:
         return call
 
     functions: dict[str, Callable[..., Any]] = {name: refuse(name) for name in calls if name in codes}
+    if "rename of site" in calls:
+        real_rename = os.rename
+
+        def rename(source: str, target: str, **named: Any) -> None:
+            if os.path.basename(source) == "site":
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source)
+            real_rename(source, target, **named)
+
+        functions["rename"] = rename
     if "fsync of directories" in calls:
         real_fsync = os.fsync
 
@@ -620,6 +630,12 @@ def directory_two_renames_backup(level: str) -> Scenario:
     )
 
 
+def directory_copied(level: str) -> Scenario:
+    """The old tree can be neither exchanged nor renamed, as in a lower layer of an overlay: it is copied and removed."""
+    without = ("exchange", "rename of site")
+    return _directory("atomic_directory, old tree copied", level, _FIRST, _SECOND, without=without)
+
+
 def directory_interrupted(level: str) -> Scenario:
     """Ctrl-C right after the exchange: what it replaced is removed on the way out, and not before that is safe."""
 
@@ -855,6 +871,7 @@ LIBRARY: dict[str, Callable[[str], Scenario]] = {
         directory_backup,
         directory_two_renames,
         directory_two_renames_backup,
+        directory_copied,
         directory_interrupted,
         recovered,
         remove,
