@@ -65,9 +65,9 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[concurrent.fut
     if reason := missing():
         pytest.skip(reason)
     mounts.remove_leftovers()
-    # a mount waits for the kernel about as long as it computes: more processes than cores
+    # a mount waits for the kernel about as long as it computes: more processes than cores, the more so on a busy machine
     with concurrent.futures.ProcessPoolExecutor(
-        max_workers=2 * (os.cpu_count() or 1),
+        max_workers=4 * (os.cpu_count() or 1),
         mp_context=multiprocessing.get_context("spawn"),
         initializer=campaign.prepare_worker,
         initargs=(str(tmp_path_factory.mktemp("workers")),),
