@@ -632,8 +632,25 @@ def directory_two_renames_backup(level: str) -> Scenario:
 
 def directory_copied(level: str) -> Scenario:
     """The old tree can be neither exchanged nor renamed, as in a lower layer of an overlay: it is copied and removed."""
-    without = ("exchange", "rename of site")
-    return _directory("atomic_directory, old tree copied", level, _FIRST, _SECOND, without=without)
+    first, second = ("index", "pages/one"), ("index",)
+
+    def write() -> None:
+        with (
+            lacking("exchange", "rename of site"),
+            atomicio.atomic_directory("site", durability=level) as staging,
+        ):
+            _grow(staging, 2, second)
+
+    # with nothing synced the copy may be lost that is to be put back
+    between: dict[Unit, tuple[object, ...]] = {"site": (ANYTHING,)} if level == "none" else {}
+    return Scenario(
+        "atomic_directory, old tree copied",
+        level,
+        lambda: (os.mkdir("site"), _grow("site", 1, first)),
+        {"site": _grown(1, first)},
+        (Step("replace", write, {"site": _grown(2, second)}, between),),
+        recover=lambda folder: list(recover(folder)),
+    )
 
 
 def directory_interrupted(level: str) -> Scenario:
@@ -895,6 +912,8 @@ NEEDLESS = {
     # of these two, one is needed before an older backup is removed, and none where there is no older one
     "directory_backup": ("_DirectoryWriter._publish", "Tree.remove_replaced"),
     "directory_two_renames_backup": ("_DirectoryWriter._publish", "Tree.remove_replaced"),
+    # the first record is replaced by one that tells of the copy, and a later sync of the directory covers an earlier one
+    "directory_copied": ("Record.create", "_DirectoryWriter._publish"),
     # the staged content is not used, and the name of the target is not new; the library finds out later, or never
     "in_place_backup": ("Staging._prepare", "AtomicWriter._publish"),
 }
