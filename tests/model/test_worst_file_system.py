@@ -214,15 +214,25 @@ def test_every_single_sync_is_needed(name, level):
     assert not unnoticed
 
 
+_noticed_sites: set[Site] = set()
+_tried: set[tuple[str, str]] = set()
+
+
+@pytest.mark.parametrize(("name", "level"), [*IN_PLACE, *MUTATED])
+def test_lines_that_sync_are_left_out(name, level):
+    """All the calls that come from one line at once, of the lines that no operation before has shown to be needed."""
+    _, whole = _recording(name, level)
+    for site in {site for sites in whole.sites for site in sites} - _noticed_sites:
+        if _noticed(name, level, 0, without=site):
+            _noticed_sites.add(site)
+    _tried.add((name, level))
+
+
 def test_every_line_that_syncs_is_needed():
     """Whichever of the library's calls of a sync somebody deletes, some operation shows it."""
-    noticed: set[Site] = set()
-    for name, level in [*IN_PLACE, *MUTATED]:
-        _, whole = _recording(name, level)
-        for site in {site for sites in whole.sites for site in sites} - noticed:
-            if _noticed(name, level, 0, without=site):
-                noticed.add(site)
-    unnoticed = Counter(str(site) for site in sync_sites.sites() if site not in noticed)
+    if _tried != {*IN_PLACE, *MUTATED}:
+        pytest.skip("only a part of the operations was tried")
+    unnoticed = Counter(str(site) for site in sync_sites.sites() if site not in _noticed_sites)
     assert unnoticed == Counter(UNREACHED.keys())
 
 
