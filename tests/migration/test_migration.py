@@ -114,8 +114,8 @@ def ours() -> dict[str, str]:
 def test_table_says_what_a_run_finds(name: str, ours: dict[str, str], request: pytest.FixtureRequest) -> None:
     library = LIBRARIES[name]
     theirs = {probe.name: answer(probe, library) for probe in PROBES.values()}
-    for found in (*theirs.values(), *ours.values()):
-        assert "probe failed" not in found and "for ever" not in found
+    for question, found in (*theirs.items(), *ours.items()):
+        assert "probe failed" not in found and "for ever" not in found, question
     drawn = table(library, theirs, ours)
     committed = FOLDER / f"{name}.inc"
     if request.config.getoption("--redraw"):

@@ -43,8 +43,8 @@ from peers_support.libraries import LIBRARIES, Library, import_quietly
 OLD = b"what was there\n" * 1000
 #: More than any buffer holds, so that a part of it is on its way while the block runs.
 NEW = b"what is to come\n" * 40_000
-#: How long a probe may take. One of the libraries could wait for ever.
-PATIENCE = 30
+#: How many seconds a probe may take. A library could wait for ever; a busy machine takes half a minute to sync a file.
+PATIENCE = 150
 NOT_OFFERED = "not offered"
 
 
