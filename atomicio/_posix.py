@@ -393,7 +393,13 @@ class Staging(Descriptors):
         try:
             self._directory = self.open(directory, _DIRECTORY_FLAGS, 0, self._directory)
         except PermissionError:
-            self._directory = self.open(directory, _ANCHOR_FLAGS, 0, self._directory)
+            # As the last part of a path a link in a sticky directory leads its owner only (fs.protected_symlinks); for
+            # open(2) of a file it is not the last.
+            directory += "/."
+            try:
+                self._directory = self.open(directory, _DIRECTORY_FLAGS, 0, self._directory)
+            except PermissionError:
+                self._directory = self.open(directory, _ANCHOR_FLAGS, 0, self._directory)
 
     def _is_planted(self, found: os.stat_result, setting: str) -> bool:
         """Tell whether open(2) would refuse what another user put into a sticky directory: proc_sys_fs(5) on *setting*.

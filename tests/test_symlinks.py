@@ -243,6 +243,23 @@ def test_a_link_that_the_kernel_would_not_follow_is_not_followed() -> None:
                 check_planted_link(mode, owner)
 
 
+@pytest.mark.skipif(not AS_ROOT or not LINUX, reason="takes Linux and two ordinary users")
+def test_a_link_to_a_directory_is_followed_whoever_made_it() -> None:
+    """fs.protected_symlinks is about the last part of a path alone; here that is the file."""
+    with kernel_setting("protected_symlinks", b"1"), public_directory() as directory, public_directory(0o1777) as sticky:
+        os.symlink(directory, f"{sticky}/link")
+        os.chown(f"{sticky}/link", OTHER_USER, OTHER_USER, follow_symlinks=False)
+
+        def write_with(opener: Callable[..., Any], name: str) -> None:
+            with opener(f"{sticky}/link/{name}", "w") as file:
+                file.write(name)
+
+        as_ordinary_user(lambda: write_with(open, "plain"))
+        as_ordinary_user(lambda: write_with(atomicio.atomic_write, "atomic"))
+        assert read(f"{directory}/plain") == b"plain"
+        assert read(f"{directory}/atomic") == b"atomic"
+
+
 @pytest.mark.skipif(not AS_ROOT or not LINUX, reason="takes Linux, root and two ordinary users")
 @pytest.mark.parametrize("level", [b"0", b"1", b"2"])
 def test_a_file_that_the_kernel_would_not_open_is_not_replaced(level: bytes) -> None:
