@@ -7,6 +7,7 @@ namespace, ``console`` blocks are typed into a shell and print what is shown; al
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import doctest
 import os
@@ -96,6 +97,14 @@ def test_contributors_are_told_of_every_environment() -> None:
     defined = re.findall(r"^\[testenv:(\w+)\]", (ROOT / "tox.ini").read_text(encoding="utf-8"), re.MULTILINE)
     told = re.findall(r"^``-e (\w+)``", (ROOT / "docs/contributing.rst").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(defined) <= set(told)
+
+
+def test_every_environment_says_what_it_runs() -> None:
+    """One that does not runs the default tests: a section that lists it among others is hidden by its own."""
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "tox.ini", encoding="utf-8")
+    environments = [name for name in config.sections() if name.startswith("testenv:")]
+    assert [name for name in environments if "commands" not in config[name] or "{" in name] == []
 
 
 def test_the_picture_of_the_readme_is_there() -> None:
