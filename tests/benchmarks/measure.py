@@ -408,10 +408,16 @@ def files(directory: str, *, rounds: int = ROUNDS) -> dict[str, list[Result]]:
     }
 
 
-def sizes(directory: str, level: str, exponents: tuple[int, ...], *, rounds: int) -> dict[str, list[tuple[int, float]]]:
-    """Seconds of one write, by its size. The other libraries up to 16 MiB; the largest once or twice."""
+def sizes(
+    directory: str, level: str, exponents: tuple[int, ...], *, rounds: int, patience: float = 10
+) -> dict[str, list[tuple[int, float]]]:
+    """Seconds of one write, by its size. The other libraries up to 16 MiB; what would take too long is left out."""
     found: dict[str, list[tuple[int, float]]] = {}
     for exponent in exponents:
+        # By what the last size took: only the large ones are in proportion to it.
+        size, seconds = found[BY_HAND][-1] if found else (1, 0)
+        if exponent > 24 and seconds / size * (1 << exponent) > patience:
+            break
         data = bytes(1 << exponent)
         taking_part = contenders(level, others=exponent <= 24)
         turns = rounds if exponent < 20 else max(3, rounds // 3) if exponent <= 24 else 1
