@@ -238,6 +238,9 @@ class AtomicWriter(Generic[F]):
             raise ValueError("can't have unbuffered text I/O")
         if permissions is not None or lock is not None or backup is not None:
             _check_options(permissions, lock, backup)
+        if fallback != "raise":
+            # Now, not when it is needed: the program may have given up the right to read its packages by then.
+            from . import _in_place  # noqa: F401, PLC0415
         self.target = target
         self._given = path
         given = target if isinstance(target, str) else os.fsdecode(target)

@@ -111,3 +111,26 @@ print(*sorted(set(sys.modules) - before), sep='\\n', end='')
     )
     assert lines == [error]
     assert target.read_text(encoding="utf-8") == "old\n"
+
+
+def test_the_fallback_needs_nothing_more_once_it_is_asked_for(no_litter: Path) -> None:
+    """A program may have given up the right to read its own packages by the time that a file turns out to be mounted."""
+    target = no_litter / "target"
+    target.write_text("old\n", encoding="utf-8")
+    imported = run(
+        """
+import errno, os, tempfile
+import atomicio
+def busy(*arguments, **keywords):
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+writer = atomicio.atomic_write(sys.argv[1], fallback="in-place")
+before = set(sys.modules)
+sys.meta_path.clear()
+os.rename = busy
+with writer as f: f.write('new\\n')
+print(*sorted(set(sys.modules) - before), sep='\\n', end='')
+""",
+        str(target),
+    )
+    assert imported == []
+    assert target.read_text(encoding="utf-8") == "new\n"
