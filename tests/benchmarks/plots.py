@@ -213,7 +213,8 @@ def as_rst(numbers: dict[str, Any]) -> str:
 
 
 def write(numbers: dict[str, Any]) -> None:
-    text = json.dumps(numbers, indent=1)
+    # One line for each point.
+    text = re.sub(r"\[[^][]*\]", lambda point: " ".join(point[0].split()), json.dumps(numbers, indent=1))
     NUMBERS.write_text(text + "\n", encoding="utf-8")
     redraw()
 
