@@ -147,6 +147,8 @@ class Record(Descriptors):
     backup: str | None = None
     copied = False
     """Whether the old tree is a copy, and what has the target's name is being removed."""
+    durable = True
+    """Whether it is to hold after a power cut too; of a record that was found nobody knows."""
     outcome = ""
     """What :meth:`resolve` did: ``"nothing"``, ``"restored"``, ``"done"`` or ``"kept"``, in the order of the table above."""
     sure = False
@@ -165,7 +167,7 @@ class Record(Descriptors):
         """Make the record, after what another left was put right."""
         import json  # noqa: PLC0415
 
-        self.stem, self.backup, self.copied = stem, backup, copied
+        self.stem, self.backup, self.copied, self.durable = stem, backup, copied, sync
         while True:
             try:
                 fd = self.open(self._at + self.name, _NAMED_FLAGS, 0o666, self._directory)
@@ -275,7 +277,7 @@ class Record(Descriptors):
             else:
                 replace_backup(at + self.old, at + self.target + self.backup, at + self.new, directory)
                 outcome = "done"
-            if outcome == "done" and self.copied:
+            if outcome == "done" and self.copied and self.durable:
                 # The old tree is removed next. Were its former name still on the device, it would look like the gap.
                 self.sync_directory()
         self._remove()

@@ -36,8 +36,10 @@ SHOWN = {"sh", "text", "c", "toml", "diff"}
 def blocks(page: Path) -> list[tuple[int, str, str]]:
     text = page.read_text(encoding="utf-8") + "\n"
     found = list(BLOCK.finditer(text))
-    # Nothing to be read as code is anywhere else: no `::` at the end of a paragraph, no doctest that stands free.
-    others = re.findall(r"^(?! *\.\. ).*::$|^ *\.\. (?:code|sourcecode|literalinclude)::|^>>> ", text, re.MULTILINE)
+    # Nothing to be read as code is anywhere else: no `::` at the end of a paragraph, no doctest that stands free, and
+    # nothing from a file but from the tests, which run it.
+    elsewhere = r"^(?! *\.\. ).*::$|^ *\.\. (?:code|sourcecode)::|^ *\.\. literalinclude:: (?!(?:\.\./)+tests/)|^>>> "
+    others = re.findall(elsewhere, text, re.MULTILINE)
     assert others == [], f"{page.name}: a block that this test does not see"
     assert text.count(".. code-block::") == len(found), f"{page.name}: a block that this test does not see"
     return [(text.count("\n", 0, match.start(3)), match[2], textwrap.dedent(match[3])) for match in found]
