@@ -24,7 +24,7 @@ from results import Results  # noqa: E402
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("power cuts")
     group.addoption(
-        "--states", type=int, default=45, help="judge at most so many crash states of each recording (default: 45)"
+        "--states", type=int, default=24, help="judge at most so many crash states of each recording (default: 24)"
     )
     group.addoption("--seed", type=int, default=0, help="draw the random crash states with this seed (default: 0)")
     group.addoption("--report", help="write the tables of the run to this file, as reStructuredText for the docs")
