@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mounts
 
@@ -61,10 +61,11 @@ def _folder(parent: str, name: str) -> str:
 # --- block devices ----------------------------------------------------------------------------------------------------
 
 
-def block(name: str) -> Callable[[str], contextlib.AbstractContextManager[str]]:
+def block(name: str, megabytes: int = 0) -> Callable[[str], contextlib.AbstractContextManager[str]]:
     @contextlib.contextmanager
     def make(folder: str) -> Iterator[str]:
         system = mounts.BLOCK_FILE_SYSTEMS[name]
+        system = replace(system, megabytes=max(megabytes, system.megabytes))
         if reason := system.missing():
             raise Missing(reason)
         image = os.path.join(folder, "image")
@@ -105,7 +106,7 @@ def btrfs_quota(folder: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def tmpfs(folder: str, options: str = "size=64m") -> Iterator[str]:
+def tmpfs(folder: str, options: str = "size=1g") -> Iterator[str]:
     where = _folder(folder, "mounted")
     with mounts.mounted("none", where, "tmpfs", options):
         yield where
