@@ -327,6 +327,11 @@ def _sync_by_name(path: str, directory: int | None) -> OSError | None:
     return None
 
 
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    # The time of the last change says it all but within one tick of the clock it is taken from, which can be 10 ms.
+    return status.st_ino, status.st_ctime_ns, status.st_mode, status.st_uid, status.st_gid
+
+
 class _BatchWriter(AtomicWriter[F]):
     """A writer whose commit settles the file; the batch publishes it."""
 
@@ -453,7 +458,7 @@ class _BatchWriter(AtomicWriter[F]):
             return
         if self._kind == "x":
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        if then is None or (now.st_ino, now.st_ctime_ns) != (then.st_ino, then.st_ctime_ns):
+        if then is None or _state(now) != _state(then):
             staging.keep_metadata_again()
 
     def back_up(self, *, sync: bool) -> None:

@@ -195,7 +195,7 @@ class TestRetries:
         start = time.monotonic()
         with pytest.raises(PermissionError):
             _windows.patiently(0.4, function)
-        assert 0.4 <= time.monotonic() - start < 2
+        assert 0.39 <= time.monotonic() - start < 2  # the clock ticks every 15.6 ms, and floats are rounded
         assert 5 <= len(calls) < 100
 
     def test_are_spread(self) -> None:
