@@ -29,6 +29,8 @@ _POSIX_SEMANTICS = 2
 # Windows before 10 1607 does not know the class (87), and file systems other than NTFS do not know how (1, 50).
 _NO_POSIX_RENAME = frozenset({1, 50, 87})
 
+_INSUFFICIENT_BUFFER = 122
+
 _DACL_SECURITY_INFORMATION = 4
 _PROTECTED_DACL_SECURITY_INFORMATION = 0x80000000
 _SE_DACL_PROTECTED = 0x1000
@@ -70,11 +72,13 @@ def rename_posix(source: str, target: str) -> bool:
 
 def _dacl(path: str) -> bytes:
     """Return the security descriptor of *path* with its DACL, self-relative."""
-    size = ctypes.c_ulong()
-    _advapi32.GetFileSecurityW(path, _DACL_SECURITY_INFORMATION, None, 0, ctypes.byref(size))
-    descriptor = ctypes.create_string_buffer(size.value)
-    if not _advapi32.GetFileSecurityW(path, _DACL_SECURITY_INFORMATION, descriptor, size, ctypes.byref(size)):
-        raise _error()
+    size, descriptor = ctypes.c_ulong(), ctypes.create_string_buffer(0)
+    while not _advapi32.GetFileSecurityW(path, _DACL_SECURITY_INFORMATION, descriptor, len(descriptor), ctypes.byref(size)):
+        error = _error()
+        # What it says first is how much room it wants; if there is no file, because a writer is between its two steps, it says that.
+        if error.winerror != _INSUFFICIENT_BUFFER or size.value <= len(descriptor):
+            raise error
+        descriptor = ctypes.create_string_buffer(size.value)
     return descriptor.raw[: size.value]
 
 

@@ -569,6 +569,32 @@ def restrict(path: Path) -> None:
     kernel32.LocalFree(descriptor)
 
 
+def test_a_file_that_is_not_there_for_a_moment_is_not_said_to_have_odd_rights(tmp_path: Path) -> None:
+    """A writer between its two steps: whoever asks for the old file's rights then has to be told that it is missing."""
+    from atomicio import _win32
+
+    with pytest.raises(FileNotFoundError):
+        _win32._dacl(str(tmp_path / "absent"))
+
+
+def test_rights_that_grow_while_they_are_read(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atomicio import _win32
+
+    real, asked = _win32._advapi32.GetFileSecurityW, []
+
+    def once_smaller(path: str, what: int, buffer: object, room: int, size: object) -> int:
+        done = real(path, what, buffer, room, size)
+        asked.append(room)
+        if len(asked) == 1:
+            size._obj.value -= 4
+        return done
+
+    whole = _win32._dacl(str(target))
+    monkeypatch.setattr(_win32._advapi32, "GetFileSecurityW", once_smaller)
+    assert _win32._dacl(str(target)) == whole
+    assert len(asked) == 3
+
+
 class TestNames:
     def test_null_device_is_written_through(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)
