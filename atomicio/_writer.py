@@ -185,6 +185,7 @@ class AtomicWriter(Generic[F]):
     _elsewhere = False
     _step = "find"
     _held: list[tuple[Any, Any]]
+    _write_in_place: Any
 
     committed = False
     """Whether the target was replaced."""
@@ -240,7 +241,9 @@ class AtomicWriter(Generic[F]):
             _check_options(permissions, lock, backup)
         if fallback != "raise":
             # Now, not when it is needed: the program may have given up the right to read its packages by then.
-            from . import _in_place  # noqa: F401, PLC0415
+            from ._in_place import overwrite  # noqa: PLC0415
+
+            self._write_in_place = overwrite
         self.target = target
         self._given = path
         given = target if isinstance(target, str) else os.fsdecode(target)
@@ -558,9 +561,7 @@ class AtomicWriter(Generic[F]):
         self.committed = True
 
     def _overwrite(self, staging: _platform.Staging, sync: bool) -> None:
-        from ._in_place import overwrite  # noqa: PLC0415
-
-        overwrite(staging, self._permissions, sync=sync)
+        self._write_in_place(staging, self._permissions, sync=sync)
         self.committed = True
 
     def _finish(self) -> None:
