@@ -547,29 +547,37 @@ def chdir(library: Library, folder: str) -> str:
 @probe("eight threads that write one file at the same time")
 def threads(library: Library, folder: str) -> str:
     path = existing(folder)
-    both_in = threading.Barrier(8)
-    errors: list[str] = []
+    # A race that is lost now and then (Jupyter's is) would give another answer in every other run: nobody is blamed for one.
+    lost = [kinds for kinds in (_at_the_same_time(library, path) for _ in range(5)) if kinds]
+    if len(lost) > 2:
+        return f"**most fail:** {', '.join(lost[0])}"
+    found = content(path)
+    return "all succeed" + ("" if found == "new content" else f", {found}")
+
+
+def _at_the_same_time(library: Library, path: str) -> list[str]:
+    """Let eight threads write one file, and return what kinds of errors came."""
+    all_in = threading.Barrier(8)
+    errors: set[str] = set()
 
     def work() -> None:
         try:
             with library.replace(path) as file:
                 try:
-                    both_in.wait(2)
+                    all_in.wait(2)
                 except threading.BrokenBarrierError:
                     pass
                 file.write(NEW)
         except Exception as error:
-            both_in.abort()
-            errors.append(said(error))
+            all_in.abort()
+            errors.add(said(error))
 
     workers = [threading.Thread(target=work) for _ in range(8)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    kinds = ", ".join(sorted(set(errors)))
-    found = content(path)
-    return "all succeed" + ("" if found == "new content" else f", {found}") if not errors else f"**most fail:** {kinds}"
+    return sorted(errors)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
