@@ -121,6 +121,12 @@ class _StagingFile(io.FileIO):
         return failure(error, self.name)
 
 
+def _buffer_size(raw: io.FileIO) -> int:
+    """Return the size of the buffer that open would take. It can be seen: by who reads what he wrote, and by others while he writes."""
+    size: int = getattr(raw, "_blksize", io.DEFAULT_BUFFER_SIZE)
+    return size if sys.version_info < (3, 14) else max(min(size, 8 << 20), io.DEFAULT_BUFFER_SIZE)
+
+
 def _open_flags(kind: str) -> int:
     """Return how open(2) would open the target for the kind of mode, but for the truncation."""
     if kind == "r":
@@ -459,7 +465,7 @@ class AtomicWriter(Generic[F]):
                 3,
             )
         layer = io.BufferedRandom if update else io.BufferedWriter
-        buffer: Any = layer(raw, buffering) if buffering > 1 else layer(raw)
+        buffer: Any = layer(raw, buffering if buffering > 1 else _buffer_size(raw))
         self._layers = (buffer, raw)  # also should the next layer refuse its encoding
         if self._binary:
             return buffer  # type: ignore[no-any-return]

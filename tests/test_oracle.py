@@ -581,6 +581,37 @@ def test_text_newlines_and_buffering_are_those_of_open(
     assert not differences, report(differences)
 
 
+@pytest.mark.parametrize("mode", [*ALL_MODES, "rb+", "wb+"])
+def test_as_much_is_held_back_as_by_open(tmp_path: Path, mode: str) -> None:
+    """The size of the buffer can be seen: in how much of what was written has reached the file."""
+    text: Any = b"a" if "b" in mode else "a"
+    reached: list[list[int]] = []
+    for opener, name in ((open, "plain"), (atomicio.atomic_write, "atomic")):
+        if "r" in mode:
+            write(tmp_path / name, b"")
+        with opener(tmp_path / name, mode) as file:
+            sizes = []
+            for length in (1000, 3000, 200, 4000, 5000, 8000, 100, 9000, 20_000, 1, 200_000, 100):
+                file.write(text * length)
+                sizes.append(os.fstat(file.fileno()).st_size)
+        reached.append(sizes)
+    assert reached[1] == reached[0]
+
+
+@pytest.mark.parametrize("size", [4000, 5000, 8193])
+@pytest.mark.parametrize("mode", ["w+", "a+", "r+", "x+"])
+def test_what_is_written_behind_a_truncation_and_read_back(tmp_path: Path, mode: str, size: int) -> None:
+    """Before Python 3.13 it depended on the size of the buffer where this ends up."""
+    results = []
+    for opener, name in ((open, "plain"), (atomicio.atomic_write, "atomic")):
+        if "r" in mode:
+            write(tmp_path / name, b"")
+        with opener(tmp_path / name, mode, encoding="utf-8") as file:
+            results.append((file.truncate(1), file.write("z" * size), file.readline(), file.tell()))
+    assert results[1] == results[0]
+    assert read(tmp_path / "atomic") == read(tmp_path / "plain")
+
+
 @pytest.mark.parametrize("mode", ["", "q", "rw", "wa", "wx", "w++", "wbt", "bt", "+", "b", "U", "wU", "ww", "w ", "W"])
 def test_a_nonsense_mode_is_refused_as_by_open_and_on_the_call(tmp_path: Path, mode: str) -> None:
     with pytest.raises(ValueError):
