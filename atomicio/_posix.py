@@ -667,13 +667,16 @@ class Staging(Descriptors):
                 raise
         else:
             return
-        # Only O_EXCL looks and creates in one step here: the target exists, empty, until it is renamed over.
-        self.open(target, _NAMED_FLAGS, 0o600, self._directory)
+        # Only O_EXCL looks and creates in one step here: the target exists, empty, until it is renamed over. A process that is
+        # killed between these two calls leaves it so.
+        held, claimed = len(self._fds), False
         try:
+            self.open(target, _NAMED_FLAGS, 0o600, self._directory)
+            claimed = True
             self.close_last()
             os.rename(source, target, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except BaseException:
-            if not self._landed():
+            if (claimed or len(self._fds) > held) and not self._landed():
                 os.unlink(target, dir_fd=self._directory)
             raise
 

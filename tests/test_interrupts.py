@@ -9,6 +9,7 @@ signals at random moments.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
 import random
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomicio
+from atomicio import _syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -297,9 +299,11 @@ class Case:
     gives_up: bool = False
     removes: bool = False
     in_place: bool = False
+    claimed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.operation.__name__}-{'old' if self.old else 'new'}{'-named' if self.named else ''}"
+        how = "-claimed" if self.claimed else "-named" if self.named else ""
+        return f"{self.operation.__name__}-{'old' if self.old else 'new'}{how}"
 
 
 def sweep(case: Case, directory: Path) -> tuple[int, Counter[str]]:
@@ -406,6 +410,17 @@ def named_staging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "O_TMPFILE", raising=False)
 
 
+def no_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse what names a file or fails: link(2) and renameat2(2), as exFAT through FUSE does."""
+    from atomicio import _posix
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(_posix, "hard_link", refuse)
+    monkeypatch.setattr(_syscalls, "rename_new", refuse)
+
+
 CASES = [
     *(Case(operation, OLD) for operation in REPLACING),
     *(Case(operation, None) for operation in CREATING),
@@ -415,12 +430,14 @@ CASES = [
         Case(operation, None if operation is exclusive else OLD, named=True, gives_up=operation in GIVING_UP)
         for operation in NAMED
     ),
+    Case(exclusive, None, named=True, claimed=True),
 ]
 # The others are swept by tests/interrupts.
 FEW = [
     "with_block-old",
     "durable-old",
     "exclusive-new",
+    "exclusive-new-claimed",
     "update-old",
     "whole-old",
     "dropped-old",
@@ -433,6 +450,8 @@ def check(case: Case, directory: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """Sweep *case*, and return the number of its bytecodes."""
     if case.named:
         named_staging(monkeypatch)
+    if case.claimed:
+        no_one_step(monkeypatch)
     rehearsal = directory / "rehearsal" / "target"
     rehearsal.parent.mkdir()
     with mounted(rehearsal) if case.in_place else nullcontext():

@@ -19,6 +19,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -77,7 +78,16 @@ class Place:
         for mount in self.mounted:
             subprocess.run(["umount", "--lazy", mount], check=True)
         (self.root / "d").chmod(0o755)
-        shutil.rmtree(self.root)
+        for _ in range(100):
+            try:
+                shutil.rmtree(self.root)
+                return
+            except OSError as error:
+                # FUSE hides a file that is removed while a process that is ending has it open: .fuse_hidden*
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+            time.sleep(0.02)
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), self.root)
 
 
 def arrange(cell: Cell, root: Path) -> Place:
@@ -126,6 +136,17 @@ def arrange(cell: Cell, root: Path) -> Place:
     return place
 
 
+def _attributes(path: str) -> tuple[tuple[str, bytes], ...]:
+    """Return the extended attributes; none where the file system has none."""
+    try:
+        names = sorted(os.listxattr(path))
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        names = []
+    return tuple((each, os.getxattr(path, each)) for each in names)
+
+
 def snapshot(directory: Path) -> dict[str, tuple[Any, ...]]:
     """Everything below *directory* that a user could notice."""
     found: dict[str, tuple[Any, ...]] = {}
@@ -140,7 +161,7 @@ def snapshot(directory: Path) -> dict[str, tuple[Any, ...]]:
             elif stat.S_ISREG(status.st_mode):
                 with open(path, "rb") as file:
                     content = file.read()
-                attributes = tuple((each, os.getxattr(path, each)) for each in sorted(os.listxattr(path)))
+                attributes = _attributes(path)
             found[os.path.relpath(path, directory)] = (
                 content,
                 oct(status.st_mode),
@@ -589,6 +610,8 @@ def compare(rehearsal: Rehearsal, fault: Fault | None, outcome: Outcome) -> tupl
                 broken.append(f"{name} has the old content but {show(what)} instead of {show(old[name])}")
             elif any({**state, **outcome.elsewhere}[each][0] == old[name][0] for each in saved):
                 return None, broken  # not atomic, as documented: the old content is in the backup
+            elif cell.staging == "claimed" and what and not what[0] and (unlink_refused or outcome.ended == "killed"):
+                return None, broken  # created, as only one can, and neither replaced any more nor removed: as documented
             else:
                 broken.append(f"{name} is neither old nor new: {show(what)}")
                 return None, broken

@@ -10,6 +10,7 @@ ever cannot spoil the report.
 import _signal
 import _socket
 import ctypes
+import errno
 import json
 import os
 import sys
@@ -18,9 +19,17 @@ import tempfile
 spec = json.loads(sys.argv[1])
 harness = _socket.socket(fileno=spec["socket"])
 sys.path[:0] = spec["sys_path"]
-if spec["staging"] == "named":
+if spec["staging"] != "unnamed":
     del os.O_TMPFILE  # as Python has it on a system without unnamed files
 library = __import__(spec["library"])
+if spec["staging"] == "claimed":
+    # Nothing names a file or fails in one step: neither link(2) nor renameat2(2), as with exFAT through FUSE.
+    from atomicio import _posix, _syscalls
+
+    def refuse(*_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    _posix.hard_link = _syscalls.rename_new = refuse
 phase = "call"
 
 
