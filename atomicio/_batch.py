@@ -72,8 +72,8 @@ _FEW_DIRECTORIES = 4
 _THREADS = 8
 
 # syncfs(2) is not to be had here after all: an old kernel under another name, or a filter of system calls.
-# EINVAL: directories can't be synced.
-_NO_SYNCFS = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL})
+# EINVAL, EOPNOTSUPP: directories can't be synced.
+_NO_SYNCFS = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 
 class _FileSystem(Descriptors):

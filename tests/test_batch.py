@@ -524,7 +524,7 @@ def test_many_directories_are_synced_at_once(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="syncfs is for Linux")
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP])
 def test_without_syncfs_each_file_is_synced(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old kernels, and filters of system calls that let only known ones through."""
     from atomicio import _syscalls
@@ -642,7 +642,8 @@ def test_fsync_of_each_file_needs_few_descriptors_too(tmp_path: Path, monkeypatc
         for number in range(150):
             batch.write_bytes(tmp_path / str(number) / "f", b"new", make_parents=True)
     assert len(batch.committed_paths) == 150
-    assert most - before < 80
+    # 64 directories, a file for each of 8 threads, and for each the folder that it counts in; what 150 directories would take is more.
+    assert most - before < 90
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")

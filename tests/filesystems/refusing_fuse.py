@@ -88,6 +88,8 @@ class RefusingFileSystem(raw_fuse.Server):
 
     def _child(self, parent: int, name: bytes) -> Node:
         number = self.nodes[parent].entries.get(name)
+        if len(name) > 255:  # NAME_MAX: the kernel leaves it to the file system
+            raise OSError(errno.ENAMETOOLONG, "the name is too long")
         if number is None:
             raise OSError(errno.ENOENT, "no such name")
         return self.nodes[number]
