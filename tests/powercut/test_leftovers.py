@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,28 +23,6 @@ def _able() -> None:
         pytest.skip(reason)
 
 
-def processes(word: str) -> list[int]:
-    """Return the numbers of the Python processes with *word* in their command line."""
-    found = []
-    for number in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if "python" in Path(f"/proc/{number}/comm").read_text() and word in Path(
-                f"/proc/{number}/cmdline"
-            ).read_text(errors="replace"):
-                found.append(int(number))
-    return found
-
-
-def becomes_true(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    """Wait for the kernel, which tears mounts down on its own time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=lambda end: end.name)
 @pytest.mark.parametrize("attempt", range(3))
 def test_a_run_that_is_ended_leaves_nothing(end, attempt, tmp_path):
@@ -54,13 +30,13 @@ def test_a_run_that_is_ended_leaves_nothing(end, attempt, tmp_path):
     cell = '{"system": "ext4", "operation": "batch", "level": "durable", "variant": "stepped", "states": 2000}'
     command = [sys.executable, campaign.__file__, str(tmp_path), cell]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert becomes_true(lambda: child.pid in mounts.loop_devices().values())
+    assert mounts.becomes_true(lambda: child.pid in mounts.loop_devices().values())
     time.sleep((0, 0.2, 2)[attempt])
     ours = {device for device, owner in mounts.loop_devices().items() if owner == child.pid}
     child.send_signal(end)
     child.wait(60)
-    assert becomes_true(lambda: child.pid not in mounts.loop_devices().values()), ours
-    assert becomes_true(lambda: not processes(str(tmp_path))), "a recorder goes on"
+    assert mounts.becomes_true(lambda: child.pid not in mounts.loop_devices().values()), ours
+    assert mounts.becomes_true(lambda: not mounts.processes(str(tmp_path))), "a recorder goes on"
     with open("/proc/self/mounts") as table:
         assert str(tmp_path) not in table.read()
 
@@ -84,7 +60,7 @@ def test_the_next_run_removes_what_is_ours_and_nothing_else(tmp_path: Path, monk
                 found = mounts.loop_devices()
                 assert (found[living], found[left], foreign in found) == (os.getpid(), child.pid, False)
                 assert left in mounts.remove_leftovers()
-                assert becomes_true(lambda: mounts.loop_devices().get(left) != child.pid)
+                assert mounts.becomes_true(lambda: mounts.loop_devices().get(left) != child.pid)
                 assert mounts.loop_devices()[living] == os.getpid()
                 assert os.path.exists(f"/sys/block/{os.path.basename(foreign)}/loop/backing_file")
             finally:

@@ -13,7 +13,7 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 CLONE_NEWNS = 0x00020000
@@ -205,6 +205,27 @@ def remove_leftovers() -> list[str]:
             os.close(descriptor)
         removed.append(device)
     return removed
+
+
+def processes(word: str) -> list[int]:
+    """Return the numbers of the processes with *word* in their command line."""
+    found = []
+    for number in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{number}/cmdline", errors="replace") as line:
+                if word in line.read():
+                    found.append(int(number))
+    return found
+
+
+def becomes_true(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Wait for the kernel, which tears mounts down on its own time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 # --- file systems on them ---------------------------------------------------------------------------------------------
