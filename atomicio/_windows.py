@@ -47,6 +47,8 @@ __all__ = [
 
 # Seconds that are waited once busy_timeout is used up, to remove a temporary file or to bring back the old one.
 _LAST_TIMEOUT = 0.5
+# Seconds, half of busy_timeout at most, in which a rename in one step has to come through before it is tried in two.
+_ONE_STEP_TIMEOUT = 1.0
 # Seconds for a refusal that may be about a file that is being removed, but is mostly about access rights.
 _CHECK_TIMEOUT = 0.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
@@ -450,14 +452,17 @@ class Staging(_Descriptors, _posix.Staging):
         """Replace the target. Until the rename nothing has happened to it; from then on everybody sees the new content.
 
         A target that somebody has open cannot be renamed over. In this order: MoveFileExW; the rename of POSIX, where Windows and
-        the file system have it, which works if it is open with FILE_SHARE_DELETE; both again for half of ``busy_timeout``; and last
-        in two steps, the old file aside and the new one in, which works with FILE_SHARE_DELETE everywhere.
+        the file system have it, which works if it is open with FILE_SHARE_DELETE; both again for a second, or half of ``busy_timeout``;
+        and last in two steps, the old file aside and the new one in, which works with FILE_SHARE_DELETE everywhere.
         """
         self._prepare(sync=sync)
         source, target = self.path_of_staging(), self._at + self.name
         two_steps = len(self.name + _ASIDE) <= _MAX_NAME
         try:
-            self.patiently(self._try_rename, source, target, share=0.5 if two_steps else 1.0)
+            if two_steps:
+                self.patiently(self._try_rename, source, target, share=0.5, most=_ONE_STEP_TIMEOUT)
+            else:
+                self.rename_over(source, target)
         except OSError as error:
             if not self._landed():
                 if error.winerror not in _PASSING or not two_steps:
