@@ -244,9 +244,7 @@ def sync_directory(fd: int) -> None:
     try:
         sync_file(fd)
     except OSError as error:
-        if error.errno == errno.EBADF:
-            os.sync()  # one may not read the directory, so what holds it open cannot sync it; sync(2) may be called
-        elif error.errno not in _NO_DIRECTORY_SYNC:
+        if error.errno not in _NO_DIRECTORY_SYNC:
             raise
 
 
@@ -743,7 +741,27 @@ class Staging(Descriptors):
         """Make what was published survive a power cut, where the file system knows how to."""
         if self._directory is None:
             self._directory = self.open(self._at, _DIRECTORY_FLAGS)
-        sync_directory(self._directory)
+        try:
+            sync_directory(self._directory)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            self._sync_around()
+
+    def _sync_around(self) -> None:
+        """Sync more than a directory that one may not read: O_PATH holds it open, and cannot be synced (EBADF)."""
+        try:
+            from ._syscalls import syncfs  # noqa: PLC0415
+
+            syncfs(self.open_target())
+            # ext2, and ext4 without a journal, leave the cache of the device to fsync(2).
+            sync_file(self._fds[-1])
+        except (ImportError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+                raise
+            os.sync()  # one may not read the file either, or there is no such call; this waits for every file system there is
+        else:
+            self.close_last()
 
     # -- discard -------------------------------------------------------------------------------------------------------
 

@@ -208,8 +208,9 @@ class AtomicWriter(Generic[F]):
 
         atomicio.AtomicWriter.busy_timeout = 30
 
-    Half of the time, but no more than a second, is for a rename; the rest is for the two steps that are tried next. Once the first of the two was done, the
-    second, or else the way back, has half a second each even if no time is left. Elsewhere nobody has to be waited for."""
+    Half of the time, but no more than a second, is for a rename; the rest is for the two steps that are tried next. Once
+    the first of the two was done, the second, or else the way back, has half a second each even if no time is left.
+    Elsewhere nobody has to be waited for."""
 
     def __init__(
         self,

@@ -680,18 +680,22 @@ def directory_interrupted(level: str) -> Scenario:
     )
 
 
-def unreadable_directory(level: str) -> Scenario:
+def unreadable_directory(level: str, *also: str) -> Scenario:
     def write() -> None:
-        with lacking("fsync of directories"):
+        with lacking("fsync of directories", *also):
             atomicio.write_bytes("target", _LONG, durability=level, permissions=_MODE)
 
     return Scenario(
-        "write_bytes in a directory that may not be read",
+        "write_bytes in a directory that may not be read" + (", no syncfs" if also else ""),
         level,
         _nothing,
         {"target": None},
         (Step("create", write, {"target": (_MODE, _LONG)}),),
     )
+
+
+def unreadable_directory_no_syncfs(level: str) -> Scenario:
+    return unreadable_directory(level, "syncfs")
 
 
 def recovered(level: str) -> Scenario:
@@ -872,6 +876,7 @@ LIBRARY: dict[str, Callable[[str], Scenario]] = {
         unchanged,
         named,
         unreadable_directory,
+        unreadable_directory_no_syncfs,
         with_backup,
         backup_copied,
         exclusive_by_rename,
