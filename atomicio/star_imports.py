@@ -137,7 +137,7 @@ class StarImportCache:
 
         The file is re-read and replaced under the lock ``<path>.lock``; the old one stays until the new one is there.
 
-        :return: False if it could not be replaced and is as it was; :attr:`last_error` says why.
+        :return: False if that failed: :attr:`last_error` says why. The file is as it was, unless only unlocking failed.
         :raises OSError: with `strict`: no place, permission, space; a lock held for 5 s; another's or no regular file.
         """
         self.check()
