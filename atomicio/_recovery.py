@@ -94,7 +94,8 @@ def replace_backup(old: str, backup: str, spare: str, directory: int | None) -> 
     try:
         _move(old, backup, directory)
     except OSError as error:
-        if error.errno not in _OCCUPIED:
+        # SFTP has one error for all that it does not name (SSH_FX_FAILURE), and sshfs makes EPERM of it.
+        if error.errno not in _OCCUPIED and not (error.errno == errno.EPERM and exists(backup, directory)):
             raise
         try:
             _move(backup, spare, directory)

@@ -655,6 +655,26 @@ def test_the_old_one_is_kept(place: Path, form: str) -> None:
     assert sorted(os.listdir(place)) == ["site", "site.bak"]
 
 
+def test_the_old_one_is_kept_where_a_taken_name_is_just_a_failure(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SFTP has one error for everything, and sshfs makes EPERM of it."""
+    rename = os.rename
+
+    def as_sshfs(source: Any, target: Any, **directories: Any) -> None:
+        try:
+            rename(source, target, **directories)
+        except OSError:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+
+    monkeypatch.setattr(_syscalls, "exchange", no_exchange(errno.EINVAL))
+    monkeypatch.setattr(os, "rename", as_sshfs)
+    for content in (NEW, {"third": "3"}):
+        with atomic_directory(place / "site", backup=".bak") as staging:
+            fill(staging, content)
+    assert tree(place / "site") == {"third": "3"}
+    assert tree(place / "site.bak") == NEW_TREE
+    assert sorted(os.listdir(place)) == ["site", "site.bak"]
+
+
 def test_whatever_has_the_name_of_the_backup_is_replaced(place: Path, form: str) -> None:
     (place / "site.bak").write_text("a file")
     with atomic_directory(place / "site", backup=".bak") as staging:
