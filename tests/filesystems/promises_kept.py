@@ -321,7 +321,12 @@ def directory() -> None:
             os.mkdir(os.path.join(staging, "sub"))
             put(os.path.join(staging, "sub", "page"), content)
         assert get("site/sub/page") == content
-    clean("site")
+    for content, before in ((OLD, NEW), (NEW, OLD)):  # the second time, there is a backup that has to go
+        with atomicio.atomic_directory("site", backup=".bak") as staging:
+            os.mkdir(os.path.join(staging, "sub"))
+            put(os.path.join(staging, "sub", "page"), content)
+        assert (get("site/sub/page"), get("site.bak/sub/page")) == (content, before)
+    clean("site", "site.bak")
 
 
 def remove() -> None:
