@@ -839,7 +839,7 @@ class TestRaces:
         target = tmp_path / "target"
         target.write_bytes(b"0" * 50_000)
         readers = [run(READER, target) for _ in range(2)]
-        writers = [run(WRITER, target, who, 8) for who in "ABC"]
+        writers = [run(WRITER, target, who, 5) for who in "ABC"]
         refused = [finish(writer) for writer in writers]
         (tmp_path / "target.stop").touch()
         assert [finish(reader) for reader in readers] == ["[] True\n"] * 2

@@ -141,7 +141,9 @@ def readers() -> str | None:
         while not stop.is_set():
             try:
                 content = get("f")
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):  # sshfs may say that what it has just looked up is stale
+                    raise
                 seen.append("missing")
                 continue
             if len(content) != 50_000 or len(set(content)) != 1:
