@@ -184,9 +184,8 @@ def test_somebody_elses_change_is_kept_and_the_lock_is_advised(target: Path) -> 
         [*COMMAND, "--append", target], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
         assert process.stdin is not None and process.stderr is not None
-        process.stdin.write(b"mine\n")
+        process.stdin.write(b"mine\n" * 100_000)  # more than a pipe holds: when all is written, it has begun to read
         process.stdin.flush()
-        time.sleep(1.0)
         write(target, b"theirs\n")
         process.stdin.close()
         text = process.stderr.read().decode()
