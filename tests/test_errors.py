@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -620,6 +621,32 @@ def test_a_directory_that_may_be_written_but_not_read(
         assert "directory" in got[5]
         assert (read(target) if old else None) == old
         assert os.listdir(f"{public}/sub") == (["target"] if old else [])
+
+
+@linux_only
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_what_a_sync_around_an_unreadable_directory_reports_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """sync(2), which says nothing, must not take the place of a syncfs(2) that says what was lost."""
+    from atomicio import _syscalls
+
+    fsync = os.fsync
+
+    def files_only(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fsync(fd)
+
+    def lost(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    monkeypatch.setattr(_syscalls, "syncfs", lost)
+    with pytest.raises(atomicio.NotDurableError) as caught:
+        atomicio.write_bytes(tmp_path / "target", b"new")
+    assert (caught.value.errno, caught.value.committed) == (code, True)
+    assert read(tmp_path / "target") == b"new"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
