@@ -442,7 +442,9 @@ def test_ctrl_c_comes_before_the_renames_or_after_all_of_them(tmp_path: Path) ->
                 signal.setitimer(signal.ITIMER_REAL, 0)  # it may come as late as here
             except KeyboardInterrupt:
                 pass
-            print(len(batch.committed_paths), len(os.listdir(folder)))
+            committed = len(batch.committed_paths)
+            del batch  # an interrupt at the entry of __exit__ leaves it to the finalizer to clean up
+            print(committed, len(os.listdir(folder)))
     """)
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path],
