@@ -57,7 +57,7 @@ class Gate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.reached.set()
-        assert self.open.wait(30)
+        assert self.open.wait(120)
         return self.real(*args, **kwargs)
 
 

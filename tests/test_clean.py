@@ -94,7 +94,7 @@ class Writer:
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=120)
 
 
 @pytest.fixture
@@ -185,13 +185,13 @@ def test_a_child_that_lives_on_is_a_writer(tmp_path: Path, writer: Callable[[str
     child = int(process.process.stdout.readline().split()[1])
     try:
         process.process.send_signal(signal.SIGKILL)
-        process.process.wait(30)
+        process.process.wait(120)
         (name,) = names(tmp_path)
         assert run(tmp_path) == {name: "its writer is alive"}
     finally:
         os.kill(child, signal.SIGKILL)
-    process.process.communicate(timeout=30)
-    deadline = time.monotonic() + 10
+    process.process.communicate(timeout=120)
+    deadline = time.monotonic() + 120
     while run(tmp_path).get(name) != "removed" and time.monotonic() < deadline:
         time.sleep(0.01)
     assert names(tmp_path) == set()

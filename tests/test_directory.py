@@ -1276,7 +1276,7 @@ def test_a_live_writer_is_waited_for(place: Path) -> None:
     assert not done.wait(0.2), "it waits"
     os.rename(place / record.old, place / "site")
     record.resolve()
-    thread.join(30)
+    thread.join(120)
     assert tree(place / "site") == NEW_TREE
     assert os.listdir(place) == ["site"]
 

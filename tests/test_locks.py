@@ -206,7 +206,7 @@ def test_a_lock_that_is_not_obtained_in_time_is_an_error_that_says_so(
             way(target, lock=timeout)
         took = time.monotonic() - begun
     assert timeout <= took + 0.05
-    assert took < timeout + 5
+    assert took < timeout + 60
     error = caught.value
     assert isinstance(error, TimeoutError)
     assert error.errno == errno.ETIMEDOUT
@@ -243,7 +243,7 @@ def test_true_waits_until_the_lock_is_free(tmp_path: Path) -> None:
         assert not done
         assert not target.exists()
         freed = time.monotonic()
-    thread.join(20)
+    thread.join(120)
     assert done and done[0] >= freed
     assert read(target) == b"new"
 

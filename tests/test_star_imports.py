@@ -304,7 +304,7 @@ results = {}
 def work(name): results[name] = list(m_shared.cache.names(name))
 threads = [threading.Thread(target=work, args=(name,), daemon=True) for name in ("m_left", "m_right")]
 for t in threads: t.start()
-for t in threads: t.join(20)
+for t in threads: t.join(120)
 answer([results, m_shared.cache.save()])
 """
     assert run(code, modules, M_CACHE=str(cache)) == [{"m_left": ["x"], "m_right": ["y"]}, True]
@@ -682,7 +682,7 @@ def touch(i):
     seen.append(hash(thing if i % 2 else other))
 threads = [threading.Thread(target=touch, args=(i,)) for i in range(16)]
 for t in threads: t.start()
-for t in threads: t.join(30)
+for t in threads: t.join(120)
 m = sys.modules["m_slow"]
 answer([len(seen), set(seen) == {{hash(m.thing), hash(m.other)}}, thing is m.thing, other is m.other, c.check() == []])
 """

@@ -53,7 +53,7 @@ def held(path: Path, how: str, *, then: str = "") -> Iterator[subprocess.Popen[s
         assert process.stdout.readline() == "held\n"
         yield process
     finally:
-        process.communicate(timeout=60)
+        process.communicate(timeout=150)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -74,6 +74,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
     return 0.3
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second can be many on a busy machine."""
+    monkeypatch.setattr(atomicio.AtomicWriter, "busy_timeout", 60.0)
+
+
 def names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory))
 
@@ -84,7 +90,7 @@ class TestTargetThatIsOpenElsewhere:
             start = time.monotonic()
             with pytest.raises(atomicio.UnreplaceableTargetError) as caught:
                 atomicio.write_bytes(target, b"new")
-            assert impatient <= time.monotonic() - start < impatient + 5
+            assert impatient <= time.monotonic() - start < 60
             assert target.read_bytes() == b"old"
         error = caught.value
         assert (error.errno, error.committed, error.filename) == (errno.EACCES, False, str(target))
@@ -97,7 +103,7 @@ class TestTargetThatIsOpenElsewhere:
         assert target.read_bytes() == b"old"
         assert names(target.parent) == ["target"]
 
-    def test_plainly_and_then_closed_is_replaced(self, target: Path) -> None:
+    def test_plainly_and_then_closed_is_replaced(self, target: Path, patient: None) -> None:
         process = run("file = open(path); print('held', flush=True); import time; time.sleep(0.5)", target)
         assert process.stdout.readline() == "held\n"
         atomicio.write_bytes(target, b"new")
@@ -105,7 +111,7 @@ class TestTargetThatIsOpenElsewhere:
         assert target.read_bytes() == b"new"
         assert names(target.parent) == ["target"]
 
-    def test_sharing_nothing_and_then_closed_is_replaced(self, target: Path) -> None:
+    def test_sharing_nothing_and_then_closed_is_replaced(self, target: Path, patient: None) -> None:
         process = run(f"{OPEN_SHARING_NOTHING}; print('held', flush=True); import time; time.sleep(0.5)", target)
         assert process.stdout.readline() == "held\n"
         atomicio.write_bytes(target, b"new")
@@ -140,11 +146,11 @@ class TestTargetThatIsOpenElsewhere:
 
     @pytest.mark.parametrize("mode", ["a", "r+"])
     def test_by_the_writer_itself_is_no_obstacle(self, target: Path, mode: str) -> None:
-        start = time.monotonic()
-        with atomicio.atomic_write(target, mode) as file:
+        writer = atomicio.atomic_write(target, mode)
+        writer.busy_timeout = 0
+        with writer as file:
             file.write("NEW")
         assert target.read_bytes() == (b"oldNEW" if mode == "a" else b"NEW")
-        assert time.monotonic() - start < atomicio.AtomicWriter.busy_timeout
         assert names(target.parent) == ["target"]
 
     def test_unchanged_content_needs_no_rename(self, target: Path, impatient: float) -> None:
@@ -194,9 +200,9 @@ class TestRetries:
         function, calls = self.failing(SHARING_VIOLATION)
         start = time.monotonic()
         with pytest.raises(PermissionError):
-            _windows.patiently(0.4, function)
-        assert 0.39 <= time.monotonic() - start < 2  # the clock ticks every 15.6 ms, and floats are rounded
-        assert 5 <= len(calls) < 100
+            _windows.patiently(2, function)
+        assert 1.99 <= time.monotonic() - start < 60  # the clock ticks every 15.6 ms, and floats are rounded
+        assert 3 <= len(calls) < 500
 
     def test_are_spread(self) -> None:
         def pauses() -> list[float]:
@@ -459,7 +465,7 @@ class TestNewFile:
         assert status[0].st_file_attributes == status[1].st_file_attributes
         assert status[0].st_mode == status[1].st_mode
 
-    def test_in_a_folder_one_may_not_write_is_refused_at_once(self, tmp_path: Path) -> None:
+    def test_in_a_folder_one_may_not_write_is_refused_at_once(self, tmp_path: Path, monkeypatch) -> None:
         """tempfile.mkstemp tries 2**31 names there, since it takes the error for a name that exists."""
         if UNDER_WINE:
             folder = Path("Z:\\usr")  # Wine shows the permissions of the Unix directory
@@ -467,10 +473,11 @@ class TestNewFile:
             folder = tmp_path / "closed"
             folder.mkdir()
             subprocess.run(["icacls", folder, "/deny", f"{os.environ['USERNAME']}:(WD,AD)"], check=True, stdout=-3)
+        monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits"))
         start = time.monotonic()
         with pytest.raises(PermissionError) as caught:
             atomicio.write_bytes(folder / "atomicio-test", b"new")
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 60
         assert caught.value.committed is False
         assert not (folder / "atomicio-test").exists()
 
@@ -756,12 +763,11 @@ class TestVolumes:
                 return
         pytest.skip("this machine has one volume")
 
-    def test_renames_between_them_fail_at_once(self, target: Path, elsewhere: Path) -> None:
-        start = time.monotonic()
+    def test_renames_between_them_fail_at_once(self, target: Path, elsewhere: Path, monkeypatch) -> None:
+        monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waits"))
         with pytest.raises(OSError) as caught:
             _windows.patiently(10, os.replace, target, elsewhere / "target")
         assert (caught.value.errno, caught.value.winerror) == (errno.EXDEV, 17)
-        assert time.monotonic() - start < 1
 
     def test_staging_is_on_the_target_s(self, tmp_path: Path, elsewhere: Path, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)

@@ -532,7 +532,7 @@ def test_a_fifo_is_written_through(tmp_path: Path, way: str, level: str) -> None
         atomicio.write_bytes(fifo, b"new", durability=level)
     else:
         atomicio.write_text(fifo, "new", durability=level)
-    reader.join(10)
+    reader.join(60)
     assert got == [b"new"]
     assert stat.S_ISFIFO(os.lstat(fifo).st_mode)
     assert os.listdir(tmp_path) == ["fifo"]
@@ -548,7 +548,7 @@ def test_a_fifo_waits_for_its_reader_as_open_does(tmp_path: Path) -> None:
     reader.daemon = True
     reader.start()
     atomicio.write_bytes(fifo, b"new")
-    reader.join(10)
+    reader.join(60)
     assert got == [b"new"]
 
 

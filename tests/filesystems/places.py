@@ -146,14 +146,14 @@ def _daemon(command: list[str], where: str, **options: object) -> Iterator[str]:
     watchdog = threading.Timer(_PATIENCE, process.kill)  # then whoever waits for it gets ENOTCONN
     watchdog.start()
     try:
-        for _ in range(400):
+        for _ in range(2400):
             if process.poll() is not None:
                 raise Missing(f"{command[0]} ended with {process.returncode}")
             if os.stat(where).st_dev != before:
                 break
             select.select([], [], [], 0.05)
         else:
-            raise Missing(f"{command[0]} did not mount within 20 s")
+            raise Missing(f"{command[0]} did not mount within two minutes")
         try:
             yield where
         finally:
@@ -161,7 +161,7 @@ def _daemon(command: list[str], where: str, **options: object) -> Iterator[str]:
     finally:
         watchdog.cancel()
         try:
-            process.wait(20)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()

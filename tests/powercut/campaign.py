@@ -202,7 +202,7 @@ def _record(cell: Cell, system: mounts.BlockFileSystem, template: str, work: str
                 _work_in_a_child(cell, system, mounted, os.path.join(served, "marks"))
         finally:
             mounts.unmount(served)
-        if disk.wait(30):
+        if disk.wait(300):
             raise RuntimeError(f"the recorder ended with {disk.returncode}")
     finally:
         disk.kill()

@@ -97,8 +97,8 @@ def mount(source: str, where: str, kind: str | None, options: str = "") -> None:
 
 
 def unmount(where: str) -> None:
-    """umount2(2), given a few seconds: a loop device that somebody happens to look at is detached only after that."""
-    for _ in range(200):
+    """umount2(2), given a minute: a loop device that somebody happens to look at is detached only after that."""
+    for _ in range(1200):
         try:
             _check(_libc().umount2(os.fsencode(where), 0), where)
             return
@@ -218,7 +218,7 @@ def processes(word: str) -> list[int]:
     return found
 
 
-def becomes_true(condition: Callable[[], bool], seconds: float = 20) -> bool:
+def becomes_true(condition: Callable[[], bool], seconds: float = 120) -> bool:
     """Wait for the kernel, which tears mounts down on its own time."""
     end = time.monotonic() + seconds
     while not condition():

@@ -194,10 +194,12 @@ def main() -> int:
             # A deadlock ends the run, with the stacks of all threads. Not captured in a file, which children would get
             # for their standard error: see NO_FILE_AS_STDOUT.
             options_of_pytest = ["-p", "no:cacheprovider", "-o", "faulthandler_exit_on_timeout=true", "--capture=sys"]
+            options_of_pytest += ["-o", "faulthandler_timeout=300", "-p", "processes"]
             arguments = ["-m", "pytest", *options_of_pytest, *(pytest_arguments or ["-q", *SUITES[python]])]
             print(f"=== Python {python} for Windows", flush=True)
             os.chdir(source)
-            failed |= run([WINE, str(folder / "python.exe"), *arguments], prefix, PYTHONPATH=windows)
+            path = f"{windows};{windows}\\tests\\wine"
+            failed |= run([WINE, str(folder / "python.exe"), *arguments], prefix, PYTHONPATH=path)
         run([WINESERVER, "-k"], prefix, quiet=True)
         drive.unlink()
     return failed
