@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "probe"]
 
-# It makes no lock file, and above all no directory for one, should there be none any more: who asks may be gone.
+# It makes no lock file, and above all no directory for one, should there be none any more: who asks may be gone. From within
+# a directory that was removed, nothing can be made: ENOENT. On Windows what is somebody's working directory is not removed.
 _CHILD = """
 import os, sys
-os.path.exists({name!r}) or sys.exit(1)
+name = {name!r}
 sys.path[:] = {path!r}
 from filelock import FileLock, Timeout
+if os.name != "nt":
+    os.chdir(os.path.dirname(name))
+    name = os.path.basename(name)
+os.path.exists(name) or sys.exit(1)
 try:
-    FileLock({name!r}, timeout=0).acquire()
+    FileLock(name, timeout=0).acquire()
 except Timeout:
     sys.exit(77)
 """

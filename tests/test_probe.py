@@ -22,7 +22,7 @@ if sys.platform == "emscripten":
 
 from atomicio import _filesystem, _syscalls
 from atomicio._filesystem import Mount, mount_of
-from atomicio._probe import Probe
+from atomicio._probe import _CHILD, Probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -225,6 +225,32 @@ def test_locks_that_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fcntl, "lockf", lambda *arguments: None)
     assert probe(tmp_path).locks is False
     assert os.listdir(tmp_path) == []
+
+
+@posix
+def test_the_second_process_makes_nothing_where_there_is_no_directory_any_more(tmp_path: Path) -> None:
+    """Who asked may be gone, and have removed its scratch directory: filelock would make the directory and the lock again."""
+    scratch, modules = tmp_path / "scratch", tmp_path / "modules"
+    scratch.mkdir()
+    (scratch / "lock").touch()
+    modules.mkdir()
+    removal = f"""
+import os, shutil, sys
+real = os.path.exists
+def exists(path):
+    found = real(path)
+    shutil.rmtree({str(scratch)!r}, ignore_errors=True)
+    return found
+os.path.exists = exists
+sys.path.remove({str(modules)!r})
+del sys.modules["filelock"]
+import filelock
+"""
+    (modules / "filelock.py").write_text(removal)
+    code = _CHILD.format(path=[str(modules), *sys.path], name=str(scratch / "lock"))
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert not scratch.exists(), done.stderr
+    assert done.returncode not in (0, 77)
 
 
 def test_the_promises_of_each_kind() -> None:
