@@ -77,7 +77,7 @@ def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 async def cancelled_in_the_middle(operation: Any, gate: Gate) -> asyncio.Task[None]:
     """Start *operation*, cancel it when its thread is at the gate, and let the thread go on a little later."""
     task = asyncio.ensure_future(operation)
-    assert await asyncio.to_thread(gate.reached.wait, 30)
+    assert await asyncio.to_thread(gate.reached.wait, 120)
     task.cancel()
     await asyncio.sleep(0.05)
     task.cancel("again")
@@ -115,7 +115,7 @@ def test_to_thread_alone_goes_on_behind_the_back_of_the_cancelled_task(target: P
 
     async def main() -> None:
         task = asyncio.ensure_future(asyncio.to_thread(atomicio.write_bytes, target, NEW))
-        assert await asyncio.to_thread(gate.reached.wait, 30)
+        assert await asyncio.to_thread(gate.reached.wait, 120)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

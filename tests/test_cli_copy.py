@@ -115,7 +115,8 @@ def test_ctrl_c_leaves_the_target_as_it_was(exists: bool, tmp_path: Path) -> Non
     (tmp_path / "src").write_bytes(os.urandom(60 << 16))
     if exists:
         (tmp_path / "dst").write_text("old")
-    process = command(tmp_path / "src", tmp_path / "dst", program=SLOW, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    slowest = SLOW.replace("sleep(0.15)", "sleep(60)")
+    process = command(tmp_path / "src", tmp_path / "dst", program=slowest, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"copying\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == b""

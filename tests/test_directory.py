@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -803,9 +804,11 @@ def test_a_reader_always_finds_it(place: Path) -> None:
     thread = threading.Thread(target=read)
     thread.start()
     try:
-        for _ in range(150):
+        rounds, end = 0, time.monotonic() + 120
+        while rounds < 150 or (looks <= 150 and time.monotonic() < end):
             with atomic_directory(target, durability="none") as staging:
                 fill(staging, NEW)
+            rounds += 1
     finally:
         stop.set()
         thread.join()

@@ -287,7 +287,8 @@ import time
 c = StarImportCache({str(cache)!r})
 c.names(%r)
 while not os.path.exists({str(go)!r}): time.sleep(0.001)
-answer([c.save(), repr(c.last_error)])
+# On a busy machine the others may hold the lock for the five seconds that a save waits.
+answer([any(c.save() for _ in range(9)), repr(c.last_error)])
 """
     processes = [start(code % name, modules) for name in names]
     go.touch()
@@ -723,13 +724,15 @@ def test_submodules_that_others_loaded_are_not_recorded(modules: Path, cache: Pa
 
 
 def test_edited_just_now_is_served_and_not_recorded(modules: Path, cache: Path, tmp_path: Path) -> None:
-    make(tmp_path, {"m_new.py": "x = 1\n"})
+    edit = f"""
+with open({str(tmp_path / "m_new.py")!r}, "w") as file: file.write("x = 1\\n")
+"""
     code = f"c = StarImportCache({str(cache)!r}); answer([c.names('m_new'), c.save()])"
-    assert run(code, tmp_path) == [["x"], True]
+    assert run(edit + code, tmp_path) == [["x"], True]
     assert not cache.exists()
     # Nor with an old date, as cp -p or a move would leave it: it was put there just now.
-    os.utime(tmp_path / "m_new.py", (1, 1))
-    assert run(code, tmp_path) == [["x"], True]
+    old = f"os.utime({str(tmp_path / 'm_new.py')!r}, (1, 1))\n"
+    assert run(edit + old + code, tmp_path) == [["x"], True]
     assert not cache.exists()
 
 

@@ -220,18 +220,22 @@ def test_a_link_in_proc_to_a_deleted_file_is_no_name_for_a_new_one(tmp_path: Pat
 @contextlib.contextmanager
 def kernel_setting(name: str, value: bytes) -> Iterator[None]:
     """fs.NAME of sysctl(8) has this value meanwhile."""
+    import fcntl
+
     setting = f"/proc/sys/fs/{name}"
-    before = read(setting)
-    try:
-        if before.strip() != value:
-            write(setting, value)
-    except OSError as error:
-        pytest.skip(f"root may not switch fs.{name} here: {error.strerror}")
-    try:
-        yield
-    finally:
-        if before.strip() != value:
-            write(setting, before)
+    with open(setting, "rb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)  # it is the whole machine's: other runs of these tests take turns
+        before = read(setting)
+        try:
+            if before.strip() != value:
+                write(setting, value)
+        except OSError as error:
+            pytest.skip(f"root may not switch fs.{name} here: {error.strerror}")
+        try:
+            yield
+        finally:
+            if before.strip() != value:
+                write(setting, before)
 
 
 @pytest.mark.skipif(not AS_ROOT or not LINUX, reason="takes Linux and two ordinary users")

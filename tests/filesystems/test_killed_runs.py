@@ -28,7 +28,7 @@ def test_a_run_that_is_killed_leaves_nothing(place: str, seconds: float, tmp_pat
         return len(mounts.processes(f"{where}/")) >= 2
 
     try:
-        assert mounts.becomes_true(lambda: served() or child.poll() is not None, 60), "nothing is mounted"
+        assert mounts.becomes_true(lambda: served() or child.poll() is not None), "nothing is mounted"
         if child.poll() == 0:  # it had nothing to do but to skip
             pytest.skip(f"{place} is not to be had here")
         assert child.poll() is None

@@ -33,7 +33,7 @@ def unpacked(distribution: str, folder: Path) -> Path:
         env={**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
     (archive,) = into.glob("*.tar.gz")

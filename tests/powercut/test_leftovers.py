@@ -34,7 +34,7 @@ def test_a_run_that_is_ended_leaves_nothing(end, attempt, tmp_path):
     time.sleep((0, 0.2, 2)[attempt])
     ours = {device for device, owner in mounts.loop_devices().items() if owner == child.pid}
     child.send_signal(end)
-    child.wait(60)
+    child.wait(300)
     assert mounts.becomes_true(lambda: child.pid not in mounts.loop_devices().values()), ours
     assert mounts.becomes_true(lambda: not mounts.processes(str(tmp_path))), "a recorder goes on"
     with open("/proc/self/mounts") as table:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import random
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -50,6 +50,17 @@ class Recordings:
 
     def __str__(self) -> str:
         return f"{self.system}-{self.operation}-{self.level}"
+
+
+@dataclass(frozen=True)
+class Losses(Recordings):
+    """The same where something must be lost. In one state of 72 it may be: where none was drawn, many more are."""
+
+    def run(self, states: int, seed: int) -> list[campaign.Outcome]:
+        outcomes = super().run(states, seed)
+        if not any(outcome.violations for outcome in outcomes):
+            outcomes += [campaign.run(replace(outcome.cell, states=2000, stop_at_first=True)) for outcome in outcomes]
+        return outcomes
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ NAIVE = [
 
 
 @pytest.mark.parametrize(
-    "job", [Recordings(system, name, level) for name, level in NAIVE for system in SYSTEMS], ids=str
+    "job", [Losses(system, name, level) for name, level in NAIVE for system in SYSTEMS], ids=str
 )
 def test_the_naive_ways_lose_data(job, outcomes, results):
     broken = sum(len(outcome.violations) for outcome in outcomes)
@@ -144,7 +155,7 @@ def test_the_careful_way_does_not(job, outcomes, results):
 
 # Everywhere: a file system may write the parts of one file back at different times, and does so here after each call.
 @pytest.mark.parametrize(
-    "job", [Recordings(name, "in_place", "durable", (*VARIANTS, "flushed")) for name in SYSTEMS], ids=str
+    "job", [Losses(name, "in_place", "durable", (*VARIANTS, "flushed")) for name in SYSTEMS], ids=str
 )
 def test_writing_in_place_loses_the_target_as_documented(job, outcomes, results):
     broken = sum(len(outcome.violations) for outcome in outcomes)
