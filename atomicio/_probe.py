@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Probe", "probe"]
 
-# It makes no lock file, and above all no directory for one, should there be none any more: who asks may be gone. From within
-# a directory that was removed, nothing can be made: ENOENT. On Windows what is somebody's working directory is not removed.
+# It makes no lock file, and above all no directory for one, should there be none any more: who asks may be gone. filelock makes
+# the directory of a lock, with Path.mkdir(exist_ok=True), which takes this answer for one only where there is a directory.
 _CHILD = """
 import os, sys
 name = {name!r}
 sys.path[:] = {path!r}
 from filelock import FileLock, Timeout
-if os.name != "nt":
-    os.chdir(os.path.dirname(name))
-    name = os.path.basename(name)
+def mkdir(path, *_, **__):
+    raise FileExistsError(17, "no directory is made here", path)
+os.mkdir = mkdir
 os.path.exists(name) or sys.exit(1)
 try:
     FileLock(name, timeout=0).acquire()
