@@ -525,7 +525,7 @@ def make(path: bytes, kind: str, outside: bytes) -> int | None:
 
 
 @linux
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(entries=st.dictionaries(NAMES, KINDS, max_size=8), recursive=st.booleans(), dry_run=st.booleans())
 def test_exactly_what_is_ours_and_dead_goes(tmp_path: Path, entries: dict[bytes, str], recursive: bool, dry_run: bool) -> None:
     outside, place = os.fsencode(tmp_path / "outside"), os.fsencode(tmp_path / "place")
@@ -572,7 +572,7 @@ def test_exactly_what_is_ours_and_dead_goes(tmp_path: Path, entries: dict[bytes,
 
 
 @linux
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_tree_is_removed_whole_and_nothing_else(tmp_path: Path, data: st.DataObject) -> None:
     """Trees of any shape, with links in them to everywhere, and directories one may not write in."""

@@ -216,6 +216,21 @@ def test_a_lock_that_is_not_obtained_in_time_is_an_error_that_says_so(
     assert read(target) == b"old"
 
 
+@pytest.mark.parametrize("timeout", [0, 0.7, 30])
+def test_the_timeout_is_what_filelock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float) -> None:
+    """No clock could tell: what a busy machine takes longer is no fault."""
+    told: list[float] = []
+
+    class Recording(filelock.FileLock):
+        def acquire(self, timeout: float | None = None, *arguments: Any, **keywords: Any) -> Any:
+            told.append(self.timeout if timeout is None else timeout)
+            return super().acquire(timeout, *arguments, **keywords)
+
+    monkeypatch.setattr(filelock, "FileLock", Recording)
+    atomicio.write_bytes(tmp_path / "target", b"new", lock=timeout)
+    assert told == [timeout]
+
+
 @contextlib.contextmanager
 def other_process_holds(lock: Path) -> Iterator[None]:
     code = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import mounts
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-_PATIENCE = 900.0  # seconds for all tests on one FUSE file system; some programs hang
+_PATIENCE = 400.0  # seconds for all tests on one FUSE file system; some programs hang
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 

@@ -345,7 +345,7 @@ def _write(path: str, mode: str, content: bytes, level: str) -> None:
         file.write(content)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(world=worlds(), seed=st.integers(0, 2**32))
 def test_any_sequence_survives_a_cut_anywhere(world, seed, tmp_path_factory):
     level, before, steps = world

@@ -544,7 +544,7 @@ def chdir(library: Library, folder: str) -> str:
     return "writes where it was said" if os.path.exists(os.path.join(folder, "target")) else "**writes nowhere**"
 
 
-@probe("eight threads that write one file at the same time")
+@probe("eight threads that are in their blocks at the same time")
 def threads(library: Library, folder: str) -> str:
     path = existing(folder)
     errors = _at_the_same_time(library, path)

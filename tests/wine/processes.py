@@ -25,7 +25,7 @@ def pytest_configure() -> None:
             try:
                 return create(*arguments)
             except OSError as error:
-                failures.append(f"{error!r}, {arguments[1]}"[:200])
+                failures.append(f"{error!r}, {arguments[1]!r}"[:200])
                 time.sleep(attempt)
         return create(*arguments)
 
