@@ -1,6 +1,7 @@
-"""A plugin of pytest: what Wine does badly when it starts a process is no failure of a test.
+"""A plugin of pytest for Wine: a process that could not be started is started again, and the run says so.
 
-Now and then CreateProcess fails on a busy machine, where the same call succeeds a moment later. It is tried again, and said.
+CreateProcess has been seen to raise once, in a whole run on a busy machine; with what error and why is not known. What is printed
+at the end is the evidence to look at: it may be Wine, and it may be a handle that was closed twice.
 """
 
 from __future__ import annotations
